@@ -1,0 +1,4 @@
+fn main() {
+    #[cfg(feature = "python")]
+    pyo3_build_config::use_pyo3_cfgs();
+}

@@ -1,0 +1,1 @@
+//! The only code that touches io_uring. Knows nothing of Python.
