@@ -1,1 +1,362 @@
-//! The only code that touches io_uring. Knows nothing of Python.
+//! The only code that touches io_uring (and, later, epoll). Knows nothing of Python.
+//!
+//! A [`Driver`] belongs to one thread. It starts operations on file descriptors, keeps the memory
+//! they need until the kernel is done with it, and hands out their completions as [`Event`]s. Each
+//! operation carries an *owner*, a value of the caller's choice that comes back with every event.
+//!
+//! One turn of a loop on it: [`Driver::next`] until it is empty, run what became ready, then
+//! [`Driver::submit`] if there is more to do, else [`Driver::prepare_wait`] and [`Wait::block`].
+//! Other threads end a wait with a [`Waker`].
+//!
+//! Semantics: io_uring(7), io_uring_enter(2), and the man page named at each operation.
+
+mod backend;
+mod op;
+mod setup_error;
+mod slab;
+pub mod socket;
+mod uring;
+mod waker;
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+use std::io;
+use std::marker::PhantomData;
+use std::mem;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use backend::{Backend, Closed, Completion, Operation};
+use op::{Kind, Op};
+use slab::Slab;
+use waker::{Parker, Permit};
+
+pub use op::{Event, OpId, Outcome};
+pub use setup_error::SetupError;
+pub use socket::SocketAddress;
+pub use waker::Waker;
+
+/// How long [`Driver::close`] waits for the kernel to give buffers back.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// Sizes of the ring. The kernel rounds up to powers of two and clamps to its maximum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Submission queue entries: operations that one system call can start.
+    pub entries: u32,
+    /// Completion queue entries. Completions beyond this wait in kernel memory: slower, never lost.
+    pub cq_entries: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { entries: 256, cq_entries: 4096 }
+    }
+}
+
+/// Operations in flight and the ring that runs them.
+///
+/// `T` is the owner of an operation. The methods that return `io::Result<OpId>` only queue the
+/// operation; a bad descriptor and the like are reported by its event. They fail, without having
+/// started anything and dropping the buffer, with `EBADF` after [`close`](Self::close), and with
+/// `EAGAIN` or `ENOMEM` when the kernel is out of memory.
+pub struct Driver<T> {
+    backend: Box<dyn Backend>,
+    ops: Slab<Op<T>>,
+    parker: Parker,
+    name: &'static str,
+    /// The ring accepts calls from the thread that made it only.
+    not_send: PhantomData<*mut ()>,
+}
+
+impl<T> Driver<T> {
+    /// Makes a driver for the calling thread.
+    ///
+    /// # Errors
+    /// Whatever keeps io_uring from working here, with its remedy: see [`SetupError`].
+    pub fn new(config: &Config) -> Result<Self, SetupError> {
+        let parker = Parker::new().map_err(|error| SetupError::failed("eventfd", &error))?;
+        let backend = uring::Uring::new(config, parker.fd())?;
+        Ok(Self::with_backend(Box::new(backend), parker))
+    }
+
+    fn with_backend(backend: Box<dyn Backend>, parker: Parker) -> Self {
+        Driver { name: backend.name(), backend, ops: Slab::new(), parker, not_send: PhantomData }
+    }
+
+    /// `"uring"`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// A handle with which any thread can end this driver's wait.
+    pub fn waker(&self) -> Waker {
+        self.parker.waker()
+    }
+
+    /// Reports readiness of `fd`: `events` is a mask of poll(2) (`POLLIN`, `POLLOUT`, ...), to
+    /// which the kernel adds `POLLERR` and `POLLHUP`. The outcome is [`Outcome::Poll`].
+    ///
+    /// A multishot poll reports each new readiness, and what is ready at the start: it is edge
+    /// triggered, so read until `EAGAIN`, or to a short count on a stream socket. One-shot, it ends
+    /// with the first report.
+    #[inline]
+    pub fn poll(&mut self, fd: RawFd, events: u32, multishot: bool, owner: T) -> io::Result<OpId> {
+        let operation = Operation::Poll { fd, events, multishot };
+        self.start(Kind::Poll, owner, operation)
+    }
+
+    /// Accepts connections on the listening socket `fd` until cancelled or failed. They are
+    /// non-blocking and close-on-exec: accept4(2). The outcomes are [`Outcome::Accept`].
+    ///
+    /// An error (`EMFILE`, `ECONNABORTED`, ...) ends the operation; the caller starts it again. The
+    /// kernel reserves the descriptor before it looks for a connection, and reads `RLIMIT_NOFILE`
+    /// when the operation starts: at the limit it fails at once, connection or not.
+    pub fn accept(&mut self, fd: RawFd, owner: T) -> io::Result<OpId> {
+        self.start(Kind::Accept, owner, Operation::Accept { fd })
+    }
+
+    /// Receives into `buf[..len]`, once: recv(2). Comes back as [`Outcome::Recv`].
+    pub fn recv(&mut self, fd: RawFd, mut buf: Vec<u8>, owner: T) -> io::Result<OpId> {
+        let operation =
+            Operation::Recv { fd, data: buf.as_mut_ptr(), len: transfer_len(buf.len()) };
+        self.start(Kind::Recv(buf), owner, operation)
+    }
+
+    /// Sends `buf[start..]`, all of it unless it fails, is cancelled, or exceeds 2 GiB: send(2)
+    /// with `MSG_WAITALL | MSG_NOSIGNAL`. Comes back as [`Outcome::Send`].
+    ///
+    /// # Errors
+    /// `EINVAL` if `start` is beyond the end of `buf`.
+    pub fn send(&mut self, fd: RawFd, buf: Vec<u8>, start: usize, owner: T) -> io::Result<OpId> {
+        let Some(rest) = buf.get(start..) else {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        };
+        let operation = Operation::Send { fd, data: rest.as_ptr(), len: transfer_len(rest.len()) };
+        self.start(Kind::Send(buf), owner, operation)
+    }
+
+    /// Connects `fd` and reports when that is done: connect(2). The outcome is
+    /// [`Outcome::Connect`].
+    pub fn connect(&mut self, fd: RawFd, address: &SocketAddress, owner: T) -> io::Result<OpId> {
+        // Boxed because the slab moves its entries when it grows.
+        let address = Box::new(*address);
+        let operation = Operation::Connect { fd, address: address.as_ptr(), len: address.len() };
+        self.start(Kind::Connect(address), owner, operation)
+    }
+
+    #[inline]
+    fn start(&mut self, kind: Kind, owner: T, operation: Operation) -> io::Result<OpId> {
+        let id = self.ops.insert(Op { owner, kind })?;
+        // SAFETY: what `operation` points to is on the heap and owned by `kind`, which stays in the
+        // slab until the terminal completion, and which close() frees only after a full drain.
+        match unsafe { self.backend.start(id, operation) } {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.ops.remove(id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Cancels those of `ops` that are still live; their last events come from
+    /// [`next`](Self::next) as usual, most with `ECANCELED`.
+    ///
+    /// On return the kernel refers to none of these operations' descriptor *numbers* any more, and
+    /// polls and accepts have let go of the file too, so that the caller may close the descriptor
+    /// at once. Events queued before may still deliver data or connections.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2).
+    pub fn cancel(&mut self, ops: &[OpId]) -> io::Result<()> {
+        let mut any = false;
+        for &id in ops {
+            if self.ops.contains(id) {
+                self.backend.cancel(id)?;
+                any = true;
+            }
+        }
+        if any {
+            self.backend.settle(self.ops.len() + ops.len())?;
+        }
+        Ok(())
+    }
+
+    /// Starts what is queued and lets the kernel post what is due. Never waits, and makes no system
+    /// call when there is neither.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2), except the transient ones (`EINTR`, `EAGAIN`, `EBUSY`): what
+    /// they held up is tried again at the next call.
+    #[inline]
+    pub fn submit(&mut self) -> io::Result<()> {
+        self.backend.submit()
+    }
+
+    /// Announces a wait of at most `timeout` (`None`: until something happens) to the wakers.
+    ///
+    /// A [`Waker::wake`] since the last wait makes this one not block, so work queued before a
+    /// wake() is never slept on: look at the queues after each wait.
+    #[inline]
+    pub fn prepare_wait(&mut self, timeout: Option<Duration>) -> Wait<'_> {
+        let permit = if timeout == Some(Duration::ZERO) {
+            self.parker.consume()
+        } else {
+            self.parker.prepare()
+        };
+        Wait { backend: &mut *self.backend, parker: &self.parker, permit, timeout, blocked: false }
+    }
+
+    /// The next completion that has already been posted. No system call.
+    ///
+    /// Not an iterator: between two calls the caller may use the driver.
+    #[inline]
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Option<Event<T>>
+    where
+        T: Clone,
+    {
+        while let Some(completion) = self.backend.next() {
+            let op = OpId::from_user_data(completion.user_data);
+            if completion.more {
+                if let Some((owner, outcome)) = self.partial(op, &completion) {
+                    return Some(Event { op, owner: owner.clone(), more: true, outcome });
+                }
+            } else if let Some(Op { owner, kind }) = self.ops.remove(op) {
+                return Some(Event {
+                    op,
+                    owner,
+                    more: false,
+                    outcome: kind.finish(completion.result),
+                });
+            }
+        }
+        None
+    }
+
+    /// What a multishot operation reports before its end. `None` for stale ids.
+    #[inline]
+    fn partial(&self, id: OpId, completion: &Completion) -> Option<(&T, Outcome)> {
+        let op = self.ops.get(id)?;
+        Some((&op.owner, op.kind.report(completion.result)?))
+    }
+
+    /// The number of operations that have not reported their end through [`next`](Self::next).
+    pub fn in_flight(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// The owners of the operations in flight, one for each, for a garbage collector.
+    pub fn owners(&self) -> impl Iterator<Item = &T> {
+        self.ops.iter().map(|op| &op.owner)
+    }
+
+    /// Cancels everything, waits up to a second for the kernel to be done, closes the ring, frees
+    /// the buffers, and returns the owners. Connections accepted meanwhile are closed.
+    ///
+    /// Where draining is impossible (another thread, a forked child, the kernel too slow), buffers
+    /// are leaked rather than freed under the kernel. A second call does nothing.
+    pub fn close(&mut self) -> Vec<T> {
+        let mut backend = mem::replace(&mut self.backend, Box::new(Closed));
+        let mut owners = Vec::with_capacity(self.ops.len());
+        // An error leaves operations in the slab, and these are treated as undrained below.
+        let _ = self.drain(&mut *backend, &mut owners);
+        drop(backend);
+        for op in mem::replace(&mut self.ops, Slab::new()).into_values() {
+            owners.push(op.owner);
+            mem::forget(op.kind);
+        }
+        owners
+    }
+
+    fn drain(&mut self, backend: &mut dyn Backend, owners: &mut Vec<T>) -> io::Result<()> {
+        if self.ops.len() == 0 || !backend.is_usable() {
+            return Ok(());
+        }
+        for id in self.ops.ids() {
+            backend.cancel(id)?;
+        }
+        backend.settle(2 * self.ops.len())?;
+        let deadline = socket::monotonic() + DRAIN_LIMIT;
+        loop {
+            while let Some(completion) = backend.next() {
+                let id = OpId::from_user_data(completion.user_data);
+                if completion.more {
+                    drop(self.partial(id, &completion));
+                } else if let Some(op) = self.ops.remove(id) {
+                    owners.push(op.owner);
+                    drop(op.kind.finish(completion.result));
+                }
+            }
+            let left = deadline.saturating_sub(socket::monotonic());
+            if self.ops.len() == 0 || left.is_zero() {
+                return Ok(());
+            }
+            backend.wait(Some(left))?;
+        }
+    }
+}
+
+impl<T> Drop for Driver<T> {
+    fn drop(&mut self) {
+        drop(self.close());
+    }
+}
+
+/// A wait announced by [`Driver::prepare_wait`]. Dropping it takes the announcement back.
+#[must_use = "the loop only sleeps in block()"]
+pub struct Wait<'a> {
+    backend: &'a mut dyn Backend,
+    parker: &'a Parker,
+    permit: Permit,
+    timeout: Option<Duration>,
+    blocked: bool,
+}
+
+// SAFETY: for callers that pass it through a closure which must be Send because it runs without the
+// GIL, on the same thread. On another thread the kernel refuses the call (EEXIST) and the parker is
+// atomic; the exclusive borrow keeps the driver's own thread away meanwhile.
+unsafe impl Send for Wait<'_> {}
+
+impl Wait<'_> {
+    /// Starts what is queued and waits for a completion, a [`Waker::wake`], a signal or the
+    /// timeout, in one system call: io_uring_enter(2). Does not block if completions are there.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2), except `ETIME`, `EINTR`, `EAGAIN` and `EBUSY`, which end the
+    /// wait like any event. `EBADF` after [`Driver::close`].
+    pub fn block(mut self) -> io::Result<()> {
+        self.blocked = true;
+        let timeout = match self.permit {
+            Permit::Sleep => self.timeout,
+            Permit::Notified => Some(Duration::ZERO),
+        };
+        self.backend.wait(timeout)
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if self.blocked {
+            self.parker.finish();
+        } else {
+            self.parker.abandon(self.permit);
+        }
+    }
+}
+
+/// The kernel moves at most `MAX_RW_COUNT` bytes at a time, read(2).
+fn transfer_len(len: usize) -> u32 {
+    len.min(0x7fff_f000) as u32
+}
+
+/// Fails to compile if `Driver` becomes Send: both impls would apply, and `_` be ambiguous.
+const _: fn() = || {
+    trait UnlessSend<A> {
+        fn check() {}
+    }
+    impl<T: ?Sized> UnlessSend<()> for T {}
+    impl<T: ?Sized + Send> UnlessSend<u8> for T {}
+    let _ = <Driver<()> as UnlessSend<_>>::check;
+};

@@ -1,0 +1,54 @@
+# PYTHON=/path/to/python3 chooses the interpreter; see scripts/find-python.sh for what is taken
+# without it. What is built stays in this folder: .venv, target, bench/load/target.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET MAKEFLAGS
+
+PEERS := uvloop==0.23.0
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: build client ## build everything and run the demonstration
+	.venv/bin/python examples/demo.py
+
+.PHONY: test
+test: ## build everything and run all checks and tests
+	@scripts/setup.sh tools extension
+	@scripts/check.sh lint unit loom pytest load
+
+.PHONY: build
+build: ## make .venv and build the extension into it
+	@scripts/setup.sh extension
+
+.PHONY: lint
+lint: ## format, lint and type checks only
+	@scripts/setup.sh tools
+	@scripts/check.sh lint
+
+.PHONY: unit
+unit: ## Rust tests only: no interpreter in them, loom, the load client's
+	@scripts/setup.sh
+	@scripts/check.sh unit loom load
+
+.PHONY: pytest
+pytest: ## Python tests only (PYTEST_ADDOPTS="-k name" picks some)
+	@scripts/setup.sh tools extension
+	@scripts/check.sh pytest
+
+.PHONY: client
+client:
+	cargo build --release --manifest-path bench/load/Cargo.toml
+
+.PHONY: bench
+bench: build client ## compare with asyncio and uvloop, in one run
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	.venv/bin/python bench/echo.py
+	.venv/bin/python bench/cores.py
+
+.PHONY: clean
+clean: ## remove all that was built, .venv too
+	rm -rf .venv target bench/load/target python/kloop/_kloop*.so .mypy_cache .ruff_cache .pytest_cache
+	find python tests bench examples -name __pycache__ -prune -exec rm -rf {} +

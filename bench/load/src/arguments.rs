@@ -1,0 +1,233 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+use std::time::Duration;
+
+use lexopt::prelude::*;
+
+use crate::fleet::Wait;
+
+pub const USAGE: &str = "\
+kloop-load: compare servers by visiting them in turn, in short bursts of keep-alive requests
+
+usage: kloop-load --target NAME=HOST:PORT[@PID] [--target ...] --connections N --size BYTES
+                  (--duration SECONDS | --rounds N --burst-ms MS) [options]
+
+  --target NAME=HOST:PORT[@PID]  a server; with PID, its processor time per request is reported
+  --connections N                connections to each target, one request in flight on each
+  --size BYTES                   bytes of an echo
+  --duration SECONDS             one burst of that length for each target
+  --rounds N                     visits to each target; every other round goes in reverse order
+  --burst-ms MS                  length of a visit
+  --warmup-ms MS                 a visit before the rounds that is not counted (default 200)
+  --timeout-ms MS                patience with a connect or a late reply (default 5000)
+  --cpu K                        keep the client on processor K
+  --sleep                        sleep while no reply is there, instead of spinning
+  --help, --version
+
+The result is one JSON object on standard output. Exit code 1: a target cannot be reached, or a
+reply is wrong. Exit code 2: the command line makes no sense.
+";
+
+/// A server to visit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub name: String,
+    pub address: SocketAddr,
+    pub pid: Option<u32>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let malformed = || format!("'{text}' is not NAME=HOST:PORT[@PID]");
+        let (name, rest) = text.split_once('=').ok_or_else(malformed)?;
+        if name.is_empty() {
+            return Err(malformed());
+        }
+        let (host, pid) = match rest.rsplit_once('@') {
+            Some((host, pid)) => (host, Some(pid.parse().map_err(|_| malformed())?)),
+            None => (rest, None),
+        };
+        let address = host
+            .to_socket_addrs()
+            .map_err(|error| format!("target '{name}': {host}: {error}"))?
+            .next()
+            .ok_or_else(|| format!("target '{name}': {host} has no address"))?;
+        Ok(Self { name: name.to_owned(), address, pid })
+    }
+}
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub targets: Vec<Target>,
+    pub connections: usize,
+    pub size: usize,
+    pub rounds: usize,
+    pub burst: Duration,
+    pub warmup: Duration,
+    pub timeout: Duration,
+    pub cpu: Option<usize>,
+    pub wait: Wait,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    Run(Plan),
+    Help,
+    Version,
+}
+
+/// A command line that makes no sense, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageError(pub String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl From<lexopt::Error> for UsageError {
+    fn from(error: lexopt::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Reads the arguments that follow the program's name.
+pub fn parse<I>(arguments: I) -> Result<Request, UsageError>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    let mut targets = Vec::new();
+    let (mut connections, mut size, mut rounds, mut cpu) = (None, None, None, None);
+    let (mut burst, mut duration) = (None, None);
+    let mut warmup = Duration::from_millis(200);
+    let mut timeout = Duration::from_millis(5000);
+    let mut wait = Wait::Spin;
+
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("target") => targets.push(parser.value()?.parse()?),
+            Long("connections") => connections = Some(positive(&mut parser, "connections")?),
+            Long("size") => size = Some(positive(&mut parser, "size")?),
+            Long("rounds") => rounds = Some(positive(&mut parser, "rounds")?),
+            Long("duration") => duration = Some(seconds(&mut parser)?),
+            Long("burst-ms") => {
+                burst = Some(Duration::from_millis(positive(&mut parser, "burst-ms")? as u64));
+            }
+            Long("warmup-ms") => warmup = Duration::from_millis(parser.value()?.parse()?),
+            Long("timeout-ms") => timeout = Duration::from_millis(parser.value()?.parse()?),
+            Long("cpu") => cpu = Some(parser.value()?.parse()?),
+            Long("sleep") => wait = Wait::Sleep,
+            Long("help") | Short('h') => return Ok(Request::Help),
+            Long("version") | Short('V') => return Ok(Request::Version),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+
+    if targets.is_empty() {
+        return Err(UsageError("--target is missing".into()));
+    }
+    let (rounds, burst) = match (duration, rounds, burst) {
+        (Some(duration), None, None) => (1, duration),
+        (None, Some(rounds), Some(burst)) => (rounds, burst),
+        _ => {
+            let message = "either --duration, or --rounds and --burst-ms, is needed";
+            return Err(UsageError(message.into()));
+        }
+    };
+    Ok(Request::Run(Plan {
+        targets,
+        connections: connections.ok_or_else(|| UsageError("--connections is missing".into()))?,
+        size: size.ok_or_else(|| UsageError("--size is missing".into()))?,
+        rounds,
+        burst,
+        warmup,
+        timeout,
+        cpu,
+        wait,
+    }))
+}
+
+fn positive(parser: &mut lexopt::Parser, option: &str) -> Result<usize, UsageError> {
+    match parser.value()?.parse()? {
+        0 => Err(UsageError(format!("--{option} must be at least 1"))),
+        number => Ok(number),
+    }
+}
+
+fn seconds(parser: &mut lexopt::Parser) -> Result<Duration, UsageError> {
+    let seconds: f64 = parser.value()?.parse()?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| UsageError("--duration must be a positive number of seconds".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(line: &str) -> Plan {
+        match parse(line.split_whitespace()) {
+            Ok(Request::Run(plan)) => plan,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn complaint(line: &str) -> String {
+        parse(line.split_whitespace()).unwrap_err().0
+    }
+
+    #[test]
+    fn targets_of_both_families_with_and_without_a_process() {
+        let plan = plan(
+            "--target a=127.0.0.1:80 --target b=[::1]:81@77 --connections 3 --size 9 --duration 1.5",
+        );
+        assert_eq!(plan.targets[0].address, "127.0.0.1:80".parse().unwrap());
+        assert_eq!(plan.targets[0].pid, None);
+        assert_eq!(plan.targets[1].address, "[::1]:81".parse().unwrap());
+        assert_eq!(plan.targets[1].pid, Some(77));
+        assert_eq!((plan.rounds, plan.burst), (1, Duration::from_millis(1500)));
+        assert_eq!(plan.wait, Wait::Spin);
+    }
+
+    #[test]
+    fn rounds_come_with_bursts() {
+        let line = "--target a=127.0.0.1:80 --connections 1 --size 1 --rounds 4 --burst-ms 20 \
+                    --warmup-ms 0 --cpu 1 --sleep";
+        let plan = plan(line);
+        assert_eq!((plan.rounds, plan.burst), (4, Duration::from_millis(20)));
+        assert_eq!((plan.warmup, plan.cpu), (Duration::ZERO, Some(1)));
+        assert_eq!(plan.wait, Wait::Sleep);
+    }
+
+    #[test]
+    fn nonsense_is_refused_in_words() {
+        let rest = "--connections 1 --size 1 --duration 1";
+        assert_eq!(complaint(rest), "--target is missing");
+        assert!(complaint(&format!("--target x {rest}")).contains("NAME=HOST:PORT"));
+        assert!(complaint(&format!("--target a=127.0.0.1:1@x {rest}")).contains("NAME=HOST:PORT"));
+        let target = "--target a=127.0.0.1:1";
+        assert!(complaint(&format!("{target} --connections 0")).contains("at least 1"));
+        assert!(complaint(&format!("{target} {rest} --rounds 1")).contains("--duration"));
+        assert!(complaint(&format!("{target} --connections 1 --duration 1")).contains("--size"));
+        assert!(complaint(&format!("{target} --duration -1")).contains("positive"));
+        assert!(complaint("--wat").contains("--wat"));
+    }
+
+    #[test]
+    fn help_and_version_need_nothing_else() {
+        assert_eq!(parse(["--help"]), Ok(Request::Help));
+        assert_eq!(parse(["-V"]), Ok(Request::Version));
+    }
+}

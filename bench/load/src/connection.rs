@@ -1,0 +1,157 @@
+//! One kept-alive connection and the exchange in flight on it.
+
+use std::io::{self, Read, Write};
+use std::net::{self, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use crate::protocol::{Progress, Protocol, Scrutiny, WrongReply};
+
+/// Where a connection stands after it did what it could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The exchange goes on when the socket is ready again.
+    Waiting,
+    /// The reply is complete; no exchange is in flight any more.
+    Finished,
+}
+
+/// Why an exchange could not be finished.
+#[derive(Debug)]
+pub enum Failure {
+    /// The connection broke; others may go on.
+    Broken(io::Error),
+    /// The server is at fault and no figure about it means anything.
+    Wrong(WrongReply),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+/// A connection with at most one exchange in flight.
+pub struct Connection<P: Protocol> {
+    stream: TcpStream,
+    index: usize,
+    begun: u64,
+    flight: Option<Flight<P::Exchange>>,
+}
+
+struct Flight<E> {
+    exchange: E,
+    sent: usize,
+    since: Instant,
+    first: bool,
+}
+
+impl<P: Protocol> Connection<P> {
+    /// Connects, waiting at most `timeout`, and registers the socket under `index`.
+    pub fn open(
+        address: SocketAddr,
+        timeout: Duration,
+        registry: &Registry,
+        index: usize,
+    ) -> io::Result<Self> {
+        let stream = net::TcpStream::connect_timeout(&address, timeout)?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        let mut stream = TcpStream::from_std(stream);
+        registry.register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self { stream, index, begun: 0, flight: None })
+    }
+
+    /// When the exchange in flight began.
+    pub fn in_flight_since(&self) -> Option<Instant> {
+        self.flight.as_ref().map(|flight| flight.since)
+    }
+
+    /// Begins an exchange and sends what the socket takes of its request.
+    pub fn begin(&mut self, protocol: &P, now: Instant) -> Result<(), Failure> {
+        debug_assert!(self.flight.is_none(), "one exchange at a time");
+        let flight = self.flight.insert(Flight {
+            exchange: protocol.begin(self.index, self.begun),
+            sent: 0,
+            since: now,
+            first: self.begun == 0,
+        });
+        self.begun += 1;
+        send(&mut self.stream, protocol, flight)?;
+        Ok(())
+    }
+
+    /// Goes on with the exchange in flight, as far as the socket allows. `thorough` asks for a
+    /// comparison of every byte; the first reply of a connection gets one in any case.
+    pub fn advance(
+        &mut self,
+        protocol: &P,
+        buffer: &mut [u8],
+        thorough: bool,
+    ) -> Result<Step, Failure> {
+        let Some(flight) = &mut self.flight else {
+            return idle(&mut self.stream);
+        };
+        send(&mut self.stream, protocol, flight)?;
+        let scrutiny = if thorough || flight.first { Scrutiny::Full } else { Scrutiny::Quick };
+        loop {
+            let bytes = match self.stream.read(buffer) {
+                Ok(0) => return Err(closed().into()),
+                Ok(count) => &buffer[..count],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Step::Waiting);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let progress = protocol.reply(&mut flight.exchange, bytes, scrutiny);
+            match progress.map_err(Failure::Wrong)? {
+                Progress::More => {}
+                Progress::Complete => {
+                    self.flight = None;
+                    return Ok(Step::Finished);
+                }
+            }
+        }
+    }
+}
+
+/// Sends more of the request, as much as the socket takes.
+fn send<P: Protocol>(
+    stream: &mut TcpStream,
+    protocol: &P,
+    flight: &mut Flight<P::Exchange>,
+) -> io::Result<()> {
+    loop {
+        let rest = &protocol.request(&flight.exchange)[flight.sent..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        match stream.write(rest) {
+            Ok(count) => flight.sent += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Looks at a socket that reports something though nothing was asked of it.
+fn idle(stream: &mut TcpStream) -> Result<Step, Failure> {
+    let mut byte = [0];
+    match stream.read(&mut byte) {
+        Ok(0) => Err(closed().into()),
+        Ok(_) => {
+            Err(Failure::Wrong(WrongReply("bytes came back that nothing was sent for".into())))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::Waiting),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Step::Waiting),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")
+}

@@ -1,0 +1,226 @@
+//! The command against small servers made of threads: good ones, and each kind of bad one.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::thread;
+
+use serde_json::Value;
+
+/// Serves every connection with `serve` on a thread of its own, for as long as the test runs.
+fn server(host: &str, serve: fn(TcpStream)) -> SocketAddr {
+    let listener = TcpListener::bind((host, 0)).expect("a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { break };
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+/// Calls `reply` with each chunk and what came before it, and writes what it makes of the chunk.
+fn each_chunk(mut stream: TcpStream, mut reply: impl FnMut(usize, &mut Vec<u8>) -> bool) {
+    let mut buffer = vec![0; 64 * 1024];
+    let mut total = 0;
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        let mut chunk = buffer[..count].to_vec();
+        let go_on = reply(total, &mut chunk);
+        total += count;
+        if stream.write_all(&chunk).is_err() || !go_on {
+            break;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+fn echo(stream: TcpStream) {
+    each_chunk(stream, |_, _| true);
+}
+
+fn load(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kloop-load"))
+        .args(arguments)
+        .output()
+        .expect("the command runs")
+}
+
+fn short_run(target: &str, more: &[&str]) -> Output {
+    let mut arguments = vec!["--target", target, "--connections", "4", "--warmup-ms", "0"];
+    arguments.extend(["--timeout-ms", "300", "--sleep"]);
+    arguments.extend(more);
+    load(&arguments)
+}
+
+fn report(output: &Output) -> Value {
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaint}");
+    serde_json::from_slice(&output.stdout).expect("JSON on standard output")
+}
+
+fn complaint(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
+}
+
+#[test]
+fn two_targets_are_visited_in_rounds() {
+    let pid = std::process::id();
+    let first = format!("first={}@{pid}", server("127.0.0.1", echo));
+    let second = format!("second={}", server("127.0.0.1", echo));
+    let report = report(&load(&[
+        "--target",
+        &first,
+        "--target",
+        &second,
+        "--connections",
+        "3",
+        "--size",
+        "1000",
+        "--rounds",
+        "4",
+        "--burst-ms",
+        "20",
+        "--warmup-ms",
+        "10",
+        "--sleep",
+    ]));
+    assert_eq!(report["rounds"], 4);
+    assert_eq!(report["burst_ms"], 20);
+    let targets = report["targets"].as_array().unwrap();
+    assert_eq!((&targets[0]["name"], &targets[1]["name"]), (&"first".into(), &"second".into()));
+    for target in targets {
+        assert_eq!(target["errors"], 0);
+        assert_eq!((&target["connections"], &target["size"]), (&3.into(), &1000.into()));
+        let rounds = target["rounds"].as_array().unwrap();
+        assert_eq!(rounds.len(), 4);
+        let requests: f64 = rounds.iter().map(|round| number(&round["requests"])).sum();
+        assert_eq!(number(&target["requests"]), requests);
+        assert!(rounds.iter().all(|round| number(&round["requests"]) >= 3.0));
+        assert!(rounds.iter().all(|round| number(&round["seconds"]) >= 0.02));
+        let latency = &target["latency_us"];
+        assert!(number(&latency["p50"]) > 0.0);
+        assert!(number(&latency["p99"]) <= number(&latency["max"]));
+        assert!(number(&target["requests_per_second"]) > 0.0);
+        assert!(number(&target["client_cpu_us_per_request"]) > 0.0);
+    }
+    assert!(number(&targets[0]["server_cpu_us_per_request"]) > 0.0);
+    assert_eq!(targets[1]["server_cpu_us_per_request"], Value::Null);
+    assert_eq!(targets[1]["rounds"][0]["server_cpu_us"], Value::Null);
+}
+
+#[test]
+fn large_echoes_outgrow_the_socket_buffers() {
+    // Each side's buffers are filled, so both partial writes and partial reads happen.
+    let target = format!("big={}", server("127.0.0.1", echo));
+    let report = report(&load(&[
+        "--target",
+        &target,
+        "--connections",
+        "2",
+        "--size",
+        "5000000",
+        "--duration",
+        "0.3",
+    ]));
+    let target = &report["targets"][0];
+    assert_eq!(target["errors"], 0);
+    assert!(number(&target["requests"]) >= 2.0);
+    assert_eq!(target["rounds"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn ipv6_targets_work() {
+    if TcpListener::bind(("::1", 0)).is_err() {
+        eprintln!("no IPv6 here");
+        return;
+    }
+    let target = format!("six={}", server("::1", echo));
+    let report = report(&short_run(&target, &["--size", "1", "--duration", "0.05"]));
+    assert!(number(&report["targets"][0]["requests"]) >= 4.0);
+}
+
+#[test]
+fn a_target_nobody_listens_at_is_named() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = short_run(&format!("gone={address}"), &["--size", "1", "--duration", "0.05"]);
+    assert!(complaint(&output).contains("target 'gone' cannot be reached"));
+}
+
+#[test]
+fn a_changed_byte_is_seen_in_the_first_reply() {
+    let address = server("127.0.0.1", |stream| {
+        each_chunk(stream, |before, chunk| {
+            if before + chunk.len() == 2000 {
+                *chunk.last_mut().unwrap() ^= 1;
+            }
+            true
+        });
+    });
+    let output = short_run(&format!("liar={address}"), &["--size", "2000", "--duration", "0.05"]);
+    let complaint = complaint(&output);
+    assert!(complaint.contains("target 'liar'"), "{complaint}");
+    assert!(complaint.contains("byte 1999 of 2000 differs"), "{complaint}");
+}
+
+#[test]
+fn a_surplus_byte_is_seen() {
+    let address = server("127.0.0.1", |stream| {
+        each_chunk(stream, |_, chunk| {
+            chunk.push(0);
+            true
+        });
+    });
+    let output = short_run(&format!("chatty={address}"), &["--size", "10", "--duration", "0.05"]);
+    assert!(complaint(&output).contains("11 bytes came back for 10 sent"));
+}
+
+#[test]
+fn lost_connections_are_counted_and_opened_anew() {
+    let address = server("127.0.0.1", |stream| {
+        each_chunk(stream, |before, chunk| before + chunk.len() < 100);
+    });
+    let rounds = ["--size", "10", "--rounds", "3", "--burst-ms", "2000"];
+    let output = short_run(&format!("flaky={address}"), &rounds);
+    let report = report(&output);
+    let target = &report["targets"][0];
+    // Four connections in three rounds, ten replies from each; a round ends with its connections.
+    assert_eq!((&target["errors"], &target["requests"]), (&12.into(), &120.into()));
+    assert!(!target["error_messages"].as_array().unwrap().is_empty());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("target 'flaky': 12 errors"));
+}
+
+#[test]
+fn a_silent_server_does_not_hold_the_run_up() {
+    let address = server("127.0.0.1", |stream| {
+        each_chunk(stream, |_, chunk| {
+            chunk.clear();
+            true
+        });
+    });
+    let output = short_run(&format!("mute={address}"), &["--size", "10", "--duration", "0.05"]);
+    let report = report(&output);
+    let target = &report["targets"][0];
+    assert_eq!((&target["errors"], &target["requests"]), (&4.into(), &0.into()));
+    assert_eq!(number(&target["requests_per_second"]), 0.0);
+}
+
+#[test]
+fn a_command_line_without_sense_has_its_own_exit_code() {
+    let output = load(&["--connections", "1"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--target is missing"));
+}
+
+#[test]
+fn a_process_that_is_not_there_is_named() {
+    let target = format!("lost={}@4294967295", server("127.0.0.1", echo));
+    let output = short_run(&target, &["--size", "1", "--duration", "0.05"]);
+    assert!(complaint(&output).contains("process 4294967295"));
+}

@@ -1,0 +1,223 @@
+"""kloop.Loop: asyncio's own event loop with its engine replaced.
+
+The native base overrides what runs per callback, timer, turn or packet; this module overrides what
+runs once per loop, server or connection set-up. Everything else is inherited from asyncio.
+
+Names of asyncio's that are overridden or relied upon here and in the native base, checked against
+CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
+_check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
+_make_self_pipe, _make_socket_transport, _remove_reader, _remove_writer, _run_once, _signal_handlers,
+_ssock, _start_serving, _stop_serving, _stopping, _task_factory, _thread_id, _transports,
+_write_to_self; BaseSelectorEventLoop._accept_connection2; Handle._repr_info;
+base_events._format_handle; format_helpers._format_callback_source.
+"""
+
+import asyncio
+import functools
+import selectors
+import socket
+from asyncio import base_events, constants, format_helpers, trsock
+from asyncio.log import logger
+from collections.abc import Callable, Coroutine
+from ssl import SSLContext
+from typing import Any
+
+from kloop import _kloop
+
+__all__ = ["Loop", "new_event_loop", "run"]
+
+
+class _NoSelector(selectors.BaseSelector):
+    """Stands where asyncio's loop expects a selector; the native base has none."""
+
+    def register(self, *args: Any) -> Any:
+        raise NotImplementedError("kloop has no selector")
+
+    unregister = select = get_map = register
+
+    def close(self) -> None:
+        pass
+
+
+class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
+    """An asyncio event loop that waits, accepts, reads and writes through one io_uring ring.
+
+    The semantics are those of asyncio.SelectorEventLoop, whose documentation applies.
+
+    Raises OSError, with the cause and the remedy in its text, where the kernel refuses a ring.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: dict[int, _kloop.Listener] = {}
+        self._ssock: socket.socket | None = None
+        self._csock: socket.socket | None = None
+        super().__init__(_NoSelector())
+
+    def close(self) -> None:
+        """Close the loop and its ring. See asyncio.loop.close."""
+        super().close()
+        self._listeners.clear()
+        self._close_ring()
+
+    # Signals arrive through a socket pair, which exists only once a handler is added.
+
+    def _make_self_pipe(self) -> None:
+        pass
+
+    def _close_self_pipe(self) -> None:
+        if self._csock is not None:
+            super()._close_self_pipe()  # type: ignore[misc]
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:  # type: ignore[override]
+        """See asyncio.loop.add_signal_handler."""
+        if self._csock is None:
+            super()._make_self_pipe()  # type: ignore[misc]
+        super().add_signal_handler(sig, callback, *args)
+
+    def _add_callback(self, handle: Any) -> None:
+        # Signal handlers are asyncio.Handle objects, which native code does not know.
+        if not handle._cancelled:
+            self.call_soon(_run_unless_cancelled, handle)
+
+    # Transports and servers
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[Any] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(sock)
+        return _kloop.StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _start_serving(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: SSLContext | None = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+    ) -> None:
+        accept_socket = None
+        if sslcontext is not None:
+            accept_socket = functools.partial(
+                self._accept_tls,
+                protocol_factory,
+                sslcontext,
+                server,
+                ssl_handshake_timeout,
+                ssl_shutdown_timeout,
+            )
+        self._listeners[sock.fileno()] = _kloop.Listener(
+            self, sock, protocol_factory, server, accept_socket
+        )
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        listener = self._listeners.pop(sock.fileno(), None)
+        if listener is not None:
+            listener.close()
+        super()._stop_serving(sock)  # type: ignore[misc]
+
+    def _accept_tls(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sslcontext: SSLContext,
+        server: Any,
+        ssl_handshake_timeout: float | None,
+        ssl_shutdown_timeout: float | None,
+        conn: socket.socket,
+    ) -> None:
+        self.create_task(
+            self._accept_connection2(  # type: ignore[attr-defined]
+                protocol_factory,
+                conn,
+                {},
+                sslcontext,
+                server,
+                ssl_handshake_timeout,
+                ssl_shutdown_timeout,
+            )
+        )
+
+    def _accept_failed(
+        self, listener: _kloop.Listener, error: OSError, out_of_resource: bool
+    ) -> None:
+        message = "socket.accept() failed"
+        if out_of_resource:
+            message = "socket.accept() out of system resource"
+            self.call_later(constants.ACCEPT_RETRY_DELAY, listener._accept)
+        self.call_exception_handler(
+            {
+                "message": message,
+                "exception": error,
+                "socket": trsock.TransportSocket(listener.sock),
+            }
+        )
+
+    def _connection_failed(self, error: BaseException) -> None:
+        if self.get_debug():
+            self.call_exception_handler(
+                {
+                    "message": "Error on transport creation for incoming connection",
+                    "exception": error,
+                }
+            )
+
+    # What native code leaves to Python: reports, and debug mode.
+
+    def _callback_failed(self, handle: Any, error: BaseException) -> None:
+        source = format_helpers._format_callback_source(  # type: ignore[attr-defined]
+            handle._callback, handle._args or ()
+        )
+        context = {
+            "message": f"Exception in callback {source}",
+            "exception": error,
+            "handle": handle,
+        }
+        if handle._source_traceback:
+            context["source_traceback"] = handle._source_traceback
+        self.call_exception_handler(context)
+
+    def _describe_handle(self, handle: Any) -> str:
+        info = asyncio.Handle._repr_info(handle)  # type: ignore[attr-defined]
+        if isinstance(handle, _kloop.TimerHandle):
+            info.insert(2 if handle.cancelled() else 1, f"when={handle.when()}")
+        return f"<{' '.join(info)}>"
+
+    def _run_in_debug_mode(self, handle: Any) -> None:
+        self._current_handle = handle
+        try:
+            start = self.time()
+            handle._run()
+            took = self.time() - start
+            if took >= self.slow_callback_duration:
+                name = base_events._format_handle(handle)  # type: ignore[attr-defined]
+                logger.warning("Executing %s took %.3f seconds", name, took)
+        finally:
+            self._current_handle = None
+
+    def _debug_log(self, message: str, error: BaseException) -> None:
+        logger.debug("%s", message, exc_info=error)
+
+    def _warn(self, message: str) -> None:
+        logger.warning(message)
+
+
+def _run_unless_cancelled(handle: Any) -> None:
+    if not handle._cancelled:
+        handle._run()
+
+
+def new_event_loop() -> Loop:
+    """Make a Loop: usable as asyncio.Runner's loop_factory and as ``uvicorn --loop``."""
+    return Loop()
+
+
+def run[T](main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
+    """Run a coroutine on a new Loop and return its result. See asyncio.run."""
+    return asyncio.run(main, debug=debug, loop_factory=new_event_loop)

@@ -1,0 +1,120 @@
+//! The kinds of operations, the memory each one owns, and what they report.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use super::socket::SocketAddress;
+
+/// Names an operation of one driver. Stale ids are harmless: a slot of the slab counts its uses.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OpId {
+    pub(super) index: u32,
+    pub(super) generation: u32,
+}
+
+impl OpId {
+    /// The number by which the kernel knows the operation.
+    #[inline]
+    pub fn user_data(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    #[inline]
+    pub(super) fn from_user_data(user_data: u64) -> Self {
+        OpId { index: user_data as u32, generation: (user_data >> 32) as u32 }
+    }
+}
+
+impl From<OpId> for u64 {
+    fn from(id: OpId) -> u64 {
+        id.user_data()
+    }
+}
+
+impl fmt::Debug for OpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OpId({}@{})", self.index, self.generation)
+    }
+}
+
+/// A completion of an operation.
+#[derive(Debug)]
+pub struct Event<T> {
+    /// The operation, as returned when it was started.
+    pub op: OpId,
+    /// The owner it was started with.
+    pub owner: T,
+    /// Whether more events will follow. If not, `op` is stale from now on.
+    pub more: bool,
+    /// What happened.
+    pub outcome: Outcome,
+}
+
+/// What an operation has to report. Errors are those of the man page named at the `Driver` method,
+/// and `ECANCELED`.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The mask of poll(2) events that are ready.
+    Poll(io::Result<u32>),
+    /// A connection. Dropping it closes it.
+    Accept(io::Result<OwnedFd>),
+    /// The number of bytes received, 0 at the end of the stream, and the buffer.
+    Recv(io::Result<usize>, Vec<u8>),
+    /// The number of bytes sent, counted from `start`, and the buffer. A send that failed or was
+    /// cancelled half-way reports what it sent.
+    Send(io::Result<usize>, Vec<u8>),
+    /// The socket is connected.
+    Connect(io::Result<()>),
+}
+
+/// An operation in flight.
+pub(super) struct Op<T> {
+    pub owner: T,
+    pub kind: Kind,
+}
+
+/// What an operation is, with the memory that the kernel uses meanwhile.
+pub(super) enum Kind {
+    Poll,
+    Accept,
+    Recv(Vec<u8>),
+    Send(Vec<u8>),
+    /// Only held: the kernel reads it.
+    Connect(#[allow(dead_code)] Box<SocketAddress>),
+}
+
+impl Kind {
+    /// A result that is not the last. Only polls and accepts have such.
+    #[inline]
+    pub fn report(&self, result: i32) -> Option<Outcome> {
+        match self {
+            Kind::Poll => Some(Outcome::Poll(check(result))),
+            Kind::Accept => Some(Outcome::Accept(accepted(result))),
+            Kind::Recv(_) | Kind::Send(_) | Kind::Connect(_) => None,
+        }
+    }
+
+    /// The last result.
+    #[inline]
+    pub fn finish(self, result: i32) -> Outcome {
+        match self {
+            Kind::Poll => Outcome::Poll(check(result)),
+            Kind::Accept => Outcome::Accept(accepted(result)),
+            Kind::Recv(buf) => Outcome::Recv(check(result).map(|n| n as usize), buf),
+            Kind::Send(buf) => Outcome::Send(check(result).map(|n| n as usize), buf),
+            Kind::Connect(_) => Outcome::Connect(check(result).map(drop)),
+        }
+    }
+}
+
+#[inline]
+fn check(result: i32) -> io::Result<u32> {
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result as u32) }
+}
+
+fn accepted(result: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the result of a successful accept is a new descriptor that nobody else owns, and each
+    // completion is taken once.
+    check(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}

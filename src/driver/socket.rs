@@ -1,0 +1,317 @@
+//! Socket calls that never wait, socket addresses, and the clock.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::mem::{MaybeUninit, offset_of, size_of};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// The most parts that sendmsg(2) takes: `UIO_MAXIOV` of linux/uio.h.
+const IOV_MAX: usize = 1024;
+
+#[inline]
+fn check(result: libc::ssize_t) -> io::Result<usize> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
+}
+
+/// Repeats a call that a signal interrupted.
+#[inline]
+fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+    loop {
+        match check(call()) {
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Receives what is there, 0 at the end of the stream: recv(2) with `MSG_DONTWAIT`.
+///
+/// # Errors
+/// Those of recv(2), `EAGAIN` if there is nothing.
+#[inline]
+pub fn recv(fd: RawFd, buf: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and length are those of an exclusively borrowed slice.
+    retry(|| unsafe { libc::recv(fd, buf.as_mut_ptr().cast(), buf.len(), libc::MSG_DONTWAIT) })
+}
+
+/// Sends as much as there is room for: send(2) with `MSG_DONTWAIT | MSG_NOSIGNAL`.
+///
+/// # Errors
+/// Those of send(2), `EAGAIN` if there is no room.
+#[inline]
+pub fn send(fd: RawFd, data: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the pointer and length are those of a borrowed slice.
+    retry(|| unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), flags) })
+}
+
+/// Like [`send`], of several parts as if they were one: sendmsg(2). Parts beyond the 1024th are
+/// not sent, as if there had been no room for them.
+#[inline]
+pub fn send_vectored(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    // SAFETY: msghdr is plain data, for which all zeros is "nothing".
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    // The kernel only reads them, and std guarantees that IoSlice is laid out like iovec.
+    message.msg_iov = parts.as_ptr().cast_mut().cast();
+    message.msg_iovlen = parts.len().min(IOV_MAX) as _;
+    // SAFETY: `message` refers to as many valid parts as it says, borrowed during the call.
+    retry(|| unsafe { libc::sendmsg(fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
+}
+
+/// Ends the stream that is sent: shutdown(2) with `SHUT_WR`.
+pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as _).map(drop)
+}
+
+/// Closes a descriptor: close(2). `EINTR` is success, since Linux has closed it by then.
+pub fn close(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no pointers; that the descriptor is the caller's to close is the caller's business,
+    // as with every call here that takes a number.
+    match check(unsafe { libc::close(fd) } as _) {
+        Err(error) if error.raw_os_error() != Some(libc::EINTR) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Sends small segments at once: `TCP_NODELAY` of tcp(7).
+pub fn set_nodelay(fd: RawFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the pointer and length are those of `on`.
+    let result = unsafe {
+        libc::setsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_NODELAY,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    check(result as _).map(drop)
+}
+
+/// Fails where epoll_ctl(2) with `EPOLL_CTL_ADD` would: `EBADF` for a closed descriptor, `EPERM`
+/// for regular files, directories and others that are always ready.
+pub fn check_pollable(fd: RawFd) -> io::Result<()> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fstat writes one stat structure, for which there is room.
+    check(unsafe { libc::fstat(fd, status.as_mut_ptr()) } as _)?;
+    // SAFETY: fstat succeeded, so it has written all of it.
+    let kind = unsafe { status.assume_init() }.st_mode & libc::S_IFMT;
+    match kind {
+        libc::S_IFSOCK | libc::S_IFIFO => Ok(()),
+        libc::S_IFREG | libc::S_IFDIR => Err(io::Error::from_raw_os_error(libc::EPERM)),
+        // Devices and anonymous inodes: only the kernel knows.
+        _ => try_epoll(fd),
+    }
+}
+
+fn try_epoll(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no pointers; checked before it is used as a descriptor.
+    let epoll = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) } as _)? as RawFd;
+    // SAFETY: epoll_create1 succeeded, so this is a new descriptor without another owner.
+    let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    // SAFETY: the pointer is to one epoll_event.
+    let result =
+        unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+    check(result as _).map(drop)
+}
+
+/// The clock of Python's `time.monotonic()`: clock_gettime(2) with `CLOCK_MONOTONIC`.
+#[inline]
+pub fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to one timespec. The call cannot fail for this clock; if it did, the
+    // time would be 0.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// An address of any family, as the kernel has it: sockaddr_storage(3type) and its length.
+#[derive(Clone, Copy)]
+pub struct SocketAddress {
+    storage: libc::sockaddr_storage,
+    len: libc::socklen_t,
+}
+
+impl SocketAddress {
+    const PATH: usize = offset_of!(libc::sockaddr_un, sun_path);
+
+    fn empty() -> Self {
+        SocketAddress {
+            // SAFETY: sockaddr_storage is plain data, for which all zeros is AF_UNSPEC.
+            storage: unsafe { MaybeUninit::zeroed().assume_init() },
+            len: 0,
+        }
+    }
+
+    /// An address whose first bytes are those of `address`.
+    fn from_raw<A: Copy>(address: A, len: usize) -> Self {
+        const { assert!(size_of::<A>() <= size_of::<libc::sockaddr_storage>()) };
+        let mut this = Self::empty();
+        // SAFETY: the storage is large enough, checked above, and has the strictest alignment of
+        // all address types.
+        unsafe { (&raw mut this.storage).cast::<A>().write(address) };
+        this.len = len.min(size_of::<A>()) as libc::socklen_t;
+        this
+    }
+
+    fn read<A: Copy>(&self) -> Option<A> {
+        const { assert!(size_of::<A>() <= size_of::<libc::sockaddr_storage>()) };
+        if (self.len as usize) < size_of::<A>() {
+            return None;
+        }
+        // SAFETY: the storage is large and aligned enough, as in from_raw, and wholly initialised;
+        // the address types are plain integers.
+        Some(unsafe { (&raw const self.storage).cast::<A>().read() })
+    }
+
+    /// The address that `fd` is connected to: getpeername(2).
+    pub fn peer(fd: RawFd) -> io::Result<Self> {
+        Self::ask(fd, libc::getpeername)
+    }
+
+    /// The address that `fd` is bound to: getsockname(2).
+    pub fn local(fd: RawFd) -> io::Result<Self> {
+        Self::ask(fd, libc::getsockname)
+    }
+
+    fn ask(
+        fd: RawFd,
+        call: unsafe extern "C" fn(
+            libc::c_int,
+            *mut libc::sockaddr,
+            *mut libc::socklen_t,
+        ) -> libc::c_int,
+    ) -> io::Result<Self> {
+        let mut this = Self::empty();
+        let room = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        this.len = room;
+        // SAFETY: both calls write at most `len` bytes of address, and its full length to `len`.
+        let result = unsafe { call(fd, (&raw mut this.storage).cast(), &raw mut this.len) };
+        check(result as _)?;
+        this.len = this.len.min(room);
+        Ok(this)
+    }
+
+    pub(super) fn as_ptr(&self) -> *const libc::sockaddr {
+        (&raw const self.storage).cast()
+    }
+
+    pub(super) fn len(&self) -> libc::socklen_t {
+        self.len
+    }
+
+    /// `AF_INET`, `AF_INET6`, `AF_UNIX`, ...
+    pub fn family(&self) -> i32 {
+        i32::from(self.storage.ss_family)
+    }
+
+    /// The IPv4 or IPv6 address with its port, and for IPv6 flow information and scope id.
+    pub fn inet(&self) -> Option<SocketAddr> {
+        match self.family() {
+            libc::AF_INET => {
+                let raw: libc::sockaddr_in = self.read()?;
+                let ip = Ipv4Addr::from(u32::from_be(raw.sin_addr.s_addr));
+                let port = u16::from_be(raw.sin_port);
+                Some(SocketAddr::V4(SocketAddrV4::new(ip, port)))
+            }
+            libc::AF_INET6 => {
+                let raw: libc::sockaddr_in6 = self.read()?;
+                Some(SocketAddr::V6(SocketAddrV6::new(
+                    Ipv6Addr::from(raw.sin6_addr.s6_addr),
+                    u16::from_be(raw.sin6_port),
+                    u32::from_be(raw.sin6_flowinfo),
+                    raw.sin6_scope_id,
+                )))
+            }
+            _ => None,
+        }
+    }
+
+    /// The flow information in host byte order, as Python's socket module has it.
+    pub fn from_inet(address: SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(v4) => {
+                let raw = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from(*v4.ip()).to_be() },
+                    sin_zero: [0; 8],
+                };
+                Self::from_raw(raw, size_of::<libc::sockaddr_in>())
+            }
+            SocketAddr::V6(v6) => {
+                let raw = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: v6.port().to_be(),
+                    sin6_flowinfo: v6.flowinfo().to_be(),
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                    sin6_scope_id: v6.scope_id(),
+                };
+                Self::from_raw(raw, size_of::<libc::sockaddr_in6>())
+            }
+        }
+    }
+
+    /// The path of a Unix address: unix(7). Empty for an unnamed socket; an abstract name begins
+    /// with a NUL. `None` for other families.
+    pub fn unix_path(&self) -> Option<&[u8]> {
+        if self.family() != libc::AF_UNIX {
+            return None;
+        }
+        let len = (self.len as usize).clamp(Self::PATH, size_of::<libc::sockaddr_un>());
+        // SAFETY: the storage is larger than sockaddr_un, wholly initialised, and borrowed for as
+        // long as the slice.
+        let path = unsafe {
+            std::slice::from_raw_parts(
+                (&raw const self.storage).cast::<u8>().add(Self::PATH),
+                len - Self::PATH,
+            )
+        };
+        match path {
+            [] | [0, ..] => Some(path),
+            // Path names end with a NUL that the length may or may not count.
+            _ => path.split(|byte| *byte == 0).next(),
+        }
+    }
+
+    /// The address of a path, or with a leading NUL of an abstract name. An empty path is the
+    /// address with which bind(2) picks an abstract name.
+    ///
+    /// # Errors
+    /// `ENAMETOOLONG` over 107 bytes (108 for abstract names), `EINVAL` for a path with a NUL in
+    /// it.
+    pub fn from_unix_path(path: &[u8]) -> io::Result<Self> {
+        let abstract_name = matches!(path, [] | [0, ..]);
+        // SAFETY: sockaddr_un is plain data, for which all zeros is valid.
+        let mut raw: libc::sockaddr_un = unsafe { MaybeUninit::zeroed().assume_init() };
+        raw.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        if path.len() + usize::from(!abstract_name) > raw.sun_path.len() {
+            return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+        }
+        if !abstract_name && path.contains(&0) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        for (to, from) in raw.sun_path.iter_mut().zip(path) {
+            *to = *from as libc::c_char;
+        }
+        let len = Self::PATH + path.len() + usize::from(!abstract_name);
+        Ok(Self::from_raw(raw, len))
+    }
+}
+
+impl fmt::Debug for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(address) = self.inet() {
+            write!(f, "SocketAddress({address})")
+        } else if let Some(path) = self.unix_path() {
+            write!(f, "SocketAddress(unix:{})", path.escape_ascii())
+        } else {
+            write!(f, "SocketAddress(family {})", self.family())
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The driver against the kernel: real rings, real sockets on loopback, every wait bounded.
+
+mod cancel;
+mod close;
+mod limits;
+mod operations;
+mod setup;
+mod sockets;
+mod wake;
+
+use std::env;
+use std::fs;
+use std::io::{self, Read};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+const IN: u32 = libc::POLLIN as u32;
+const OUT: u32 = libc::POLLOUT as u32;
+
+/// No test waits longer for anything that must happen.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn driver() -> Driver<u32> {
+    Driver::new(&Config::default()).unwrap()
+}
+
+fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
+    let config = Config { entries, cq_entries };
+    Driver::new(&config).unwrap()
+}
+
+/// The next event, waiting for it.
+fn event(driver: &mut Driver<u32>) -> Event<u32> {
+    let start = Instant::now();
+    loop {
+        if let Some(event) = driver.next() {
+            return event;
+        }
+        assert!(start.elapsed() < LIMIT, "no event");
+        driver.prepare_wait(Some(LIMIT)).block().unwrap();
+    }
+}
+
+/// Takes events until nothing is in flight.
+fn finish(driver: &mut Driver<u32>) -> Vec<Event<u32>> {
+    let mut events = Vec::new();
+    while driver.in_flight() > 0 {
+        events.push(event(driver));
+    }
+    events
+}
+
+/// A round trip through the kernel that shows what is there now, and nothing else.
+fn no_event(driver: &mut Driver<u32>) {
+    driver.submit().unwrap();
+    driver.prepare_wait(Some(Duration::ZERO)).block().unwrap();
+    if let Some(event) = driver.next() {
+        panic!("unexpected {event:?}");
+    }
+}
+
+fn listener() -> TcpListener {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+/// Two ends of a connection. The first is non-blocking; reads of the second give up in time.
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let near = listener.accept().unwrap().0;
+    near.set_nonblocking(true).unwrap();
+    far.set_read_timeout(Some(LIMIT)).unwrap();
+    (near, far)
+}
+
+/// Fills the socket until it takes no more; returns the number of bytes.
+fn fill(socket: &impl AsRawFd) -> usize {
+    let mut sent = 0;
+    loop {
+        match socket::send(socket.as_raw_fd(), &[7; 1 << 16]) {
+            Ok(n) => sent += n,
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+                return sent;
+            }
+        }
+    }
+}
+
+fn at_end(mut stream: &TcpStream) -> bool {
+    stream.read(&mut [0; 16]).unwrap() == 0
+}
+
+#[track_caller]
+fn assert_errno<R: std::fmt::Debug>(result: io::Result<R>, errno: i32) {
+    let error = result.unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(errno), "{error}");
+}
+
+fn open_fds() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Runs the body in a process of its own, for what concerns the whole process. `test` is the full
+/// name of the test that calls it.
+fn in_own_process(test: &str, body: impl FnOnce()) {
+    const MARK: &str = "KLOOP_TEST_OWN_PROCESS";
+    if env::var_os(MARK).is_some() {
+        return body();
+    }
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(MARK, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("1 passed"), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+}

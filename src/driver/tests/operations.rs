@@ -1,0 +1,240 @@
+//! What each operation does and reports.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+
+use super::*;
+
+#[test]
+fn one_shot_poll_ends_with_its_report() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    let op = driver.poll(near.as_raw_fd(), IN, false, 5).unwrap();
+    assert_eq!(driver.in_flight(), 1);
+    assert_eq!(driver.owners().copied().collect::<Vec<_>>(), [5]);
+    no_event(&mut driver);
+    far.write_all(b"x").unwrap();
+    let event = event(&mut driver);
+    assert_eq!((event.op, event.owner, event.more), (op, 5, false));
+    assert!(matches!(event.outcome, Outcome::Poll(Ok(IN))), "{event:?}");
+    assert_eq!(driver.in_flight(), 0);
+    assert_eq!(driver.owners().count(), 0);
+}
+
+#[test]
+fn multishot_poll_reports_each_arrival_and_what_was_there() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    far.write_all(b"first").unwrap();
+    let op = driver.poll(near.as_raw_fd(), IN, true, 5).unwrap();
+    for _ in 0..3 {
+        let event = event(&mut driver);
+        assert_eq!((event.op, event.owner, event.more), (op, 5, true));
+        assert!(matches!(event.outcome, Outcome::Poll(Ok(mask)) if mask & IN != 0));
+        let mut buf = [0; 16];
+        assert!(socket::recv(near.as_raw_fd(), &mut buf).unwrap() > 0);
+        assert_errno(socket::recv(near.as_raw_fd(), &mut buf), libc::EAGAIN);
+        no_event(&mut driver);
+        far.write_all(b"again").unwrap();
+    }
+    assert_eq!(driver.in_flight(), 1);
+}
+
+#[test]
+fn poll_for_writing_reports_room() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    let sent = fill(&near);
+    driver.poll(near.as_raw_fd(), OUT, false, 0).unwrap();
+    no_event(&mut driver);
+    let reader = thread::spawn(move || {
+        far.read_exact(&mut vec![0; sent]).unwrap();
+        far
+    });
+    let event = event(&mut driver);
+    assert!(matches!(event.outcome, Outcome::Poll(Ok(mask)) if mask & OUT != 0));
+    drop(reader.join().unwrap());
+}
+
+#[test]
+fn poll_reports_hang_up_and_bad_descriptors() {
+    let mut driver = driver();
+    let (near, far) = UnixStream::pair().unwrap();
+    driver.poll(near.as_raw_fd(), IN, true, 0).unwrap();
+    no_event(&mut driver);
+    drop(far);
+    let hangup = event(&mut driver);
+    assert!(matches!(hangup.outcome, Outcome::Poll(Ok(mask)) if mask & libc::POLLHUP as u32 != 0));
+    driver.poll(-1, IN, true, 1).unwrap();
+    let bad = event(&mut driver);
+    assert!(!bad.more);
+    let Outcome::Poll(result) = bad.outcome else { panic!("{bad:?}") };
+    assert_errno(result, libc::EBADF);
+}
+
+#[test]
+fn accept_goes_on_and_makes_non_blocking_descriptors() {
+    let mut driver = driver();
+    let listener = listener();
+    let op = driver.accept(listener.as_raw_fd(), 9).unwrap();
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let event = event(&mut driver);
+        assert_eq!((event.op, event.owner, event.more), (op, 9, true));
+        let Outcome::Accept(Ok(fd)) = event.outcome else { panic!("{event:?}") };
+        // SAFETY: fcntl with these commands takes no pointers.
+        let (status, flags) = unsafe {
+            let fd = fd.as_raw_fd();
+            (libc::fcntl(fd, libc::F_GETFL), libc::fcntl(fd, libc::F_GETFD))
+        };
+        assert_ne!(status & libc::O_NONBLOCK, 0);
+        assert_ne!(flags & libc::FD_CLOEXEC, 0);
+        client.write_all(b"hi").unwrap();
+        let peer = SocketAddress::peer(fd.as_raw_fd()).unwrap();
+        assert_eq!(peer.inet(), Some(client.local_addr().unwrap()));
+    }
+}
+
+#[test]
+fn accept_on_a_socket_that_does_not_listen_fails() {
+    let mut driver = driver();
+    let (near, _far) = pair();
+    driver.accept(near.as_raw_fd(), 0).unwrap();
+    let event = event(&mut driver);
+    assert!(!event.more);
+    let Outcome::Accept(result) = event.outcome else { panic!("{event:?}") };
+    assert_errno(result, libc::EINVAL);
+}
+
+#[test]
+fn recv_gives_data_then_the_end() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    let buf = vec![0; 64];
+    let address = buf.as_ptr();
+    driver.recv(near.as_raw_fd(), buf, 1).unwrap();
+    no_event(&mut driver);
+    far.write_all(b"hello").unwrap();
+    let Outcome::Recv(Ok(5), buf) = event(&mut driver).outcome else { panic!() };
+    assert_eq!(&buf[..5], b"hello");
+    assert_eq!((buf.as_ptr(), buf.len()), (address, 64));
+    far.shutdown(Shutdown::Write).unwrap();
+    driver.recv(near.as_raw_fd(), buf, 1).unwrap();
+    assert!(matches!(event(&mut driver).outcome, Outcome::Recv(Ok(0), _)));
+}
+
+#[test]
+fn recv_reports_a_reset() {
+    let mut driver = driver();
+    let (near, far) = pair();
+    socket::send(near.as_raw_fd(), b"unread").unwrap();
+    driver.recv(near.as_raw_fd(), vec![0; 64], 1).unwrap();
+    no_event(&mut driver);
+    // Closing with unread data resets.
+    drop(far);
+    let Outcome::Recv(result, buf) = event(&mut driver).outcome else { panic!() };
+    assert_errno(result, libc::ECONNRESET);
+    assert_eq!(buf.len(), 64);
+}
+
+#[test]
+fn send_starts_where_told() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    driver.send(near.as_raw_fd(), b"hello world".to_vec(), 6, 1).unwrap();
+    let Outcome::Send(Ok(5), buf) = event(&mut driver).outcome else { panic!() };
+    assert_eq!(buf, b"hello world");
+    let mut got = [0; 5];
+    far.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"world");
+    assert_errno(driver.send(near.as_raw_fd(), vec![0; 3], 4, 1), libc::EINVAL);
+    assert_eq!(driver.in_flight(), 0);
+}
+
+#[test]
+fn send_goes_on_until_all_is_sent() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    let data: Vec<u8> = (0..8 << 20).map(|n: u32| (n % 251) as u8).collect();
+    driver.send(near.as_raw_fd(), data.clone(), 0, 1).unwrap();
+    let reader = thread::spawn(move || {
+        let mut got = vec![0; 8 << 20];
+        far.read_exact(&mut got).unwrap();
+        got
+    });
+    let Outcome::Send(Ok(n), _) = event(&mut driver).outcome else { panic!() };
+    assert_eq!(n, data.len());
+    assert!(reader.join().unwrap() == data);
+}
+
+#[test]
+fn send_to_a_closed_peer_fails_without_a_signal() {
+    let mut driver = driver();
+    let (near, far) = UnixStream::pair().unwrap();
+    drop(far);
+    driver.send(near.as_raw_fd(), vec![1], 0, 1).unwrap();
+    let Outcome::Send(result, _) = event(&mut driver).outcome else { panic!() };
+    assert_errno(result, libc::EPIPE);
+}
+
+fn stream_socket(family: i32) -> OwnedFd {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers; the result is checked before it is used as a descriptor.
+    let fd = unsafe { libc::socket(family, kind, 0) };
+    assert!(fd >= 0);
+    // SAFETY: a new descriptor without another owner.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn connect(fd: &OwnedFd, address: &SocketAddress) -> io::Result<()> {
+    let mut driver = driver();
+    driver.connect(fd.as_raw_fd(), address, 1).unwrap();
+    match event(&mut driver).outcome {
+        Outcome::Connect(result) => result,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn connect_reports_success_and_refusal() {
+    let listener = listener();
+    let address = SocketAddress::from_inet(listener.local_addr().unwrap());
+    let fd = stream_socket(libc::AF_INET);
+    connect(&fd, &address).unwrap();
+    let peer = SocketAddress::peer(fd.as_raw_fd()).unwrap();
+    assert_eq!(peer.inet(), Some(listener.local_addr().unwrap()));
+    drop(listener);
+    let refused = connect(&stream_socket(libc::AF_INET), &address);
+    assert_errno(refused, libc::ECONNREFUSED);
+}
+
+#[test]
+fn connect_to_unix_sockets() {
+    let path = env::temp_dir().join(format!("kloop-connect-{}", std::process::id()));
+    let _listener = UnixListener::bind(&path).unwrap();
+    let address = SocketAddress::from_unix_path(path.as_os_str().as_encoded_bytes()).unwrap();
+    let fd = stream_socket(libc::AF_UNIX);
+    let result = connect(&fd, &address);
+    fs::remove_file(&path).unwrap();
+    result.unwrap();
+    let peer = SocketAddress::peer(fd.as_raw_fd()).unwrap();
+    assert_eq!(peer.unix_path(), Some(path.as_os_str().as_encoded_bytes()));
+}
+
+/// The kernel reads the address when the operation is submitted, by when the slab has moved.
+#[test]
+fn addresses_stay_put_while_the_slab_grows() {
+    let mut driver = driver();
+    let listener = listener();
+    let address = SocketAddress::from_inet(listener.local_addr().unwrap());
+    let sockets: Vec<OwnedFd> = (0..100).map(|_| stream_socket(libc::AF_INET)).collect();
+    for fd in &sockets {
+        driver.connect(fd.as_raw_fd(), &address, 1).unwrap();
+    }
+    for event in finish(&mut driver) {
+        assert!(matches!(event.outcome, Outcome::Connect(Ok(()))), "{event:?}");
+    }
+}

@@ -1,0 +1,243 @@
+//! The io_uring backend: one ring, used by the thread that made it.
+
+mod enter;
+mod ops;
+mod setup;
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use io_uring::squeue::Entry;
+use io_uring::{IoUring, cqueue};
+
+use super::backend::{Backend, Completion, Operation};
+use super::op::OpId;
+use super::{Config, SetupError};
+use enter::{Enter, transient_ok};
+
+/// The kernel runs at least this much task work per call, in the order in which it fell due.
+const TASK_WORK_BATCH: usize = 20;
+/// Calls to make before giving up on a kernel that takes no entries.
+const PATIENCE: usize = 16;
+
+pub(super) struct Uring {
+    ring: IoUring,
+    enter: Enter,
+    registered: Option<u32>,
+    thread: libc::pid_t,
+    eventfd: RawFd,
+    /// The poll on the eventfd is missing: arm it before waiting.
+    watch_due: bool,
+}
+
+impl Uring {
+    /// Makes a ring that watches `eventfd`.
+    pub fn new(config: &Config, eventfd: RawFd) -> Result<Self, SetupError> {
+        let ring = setup::build(config)?;
+        let registered = setup::register_ring_fd(&ring);
+        let mut uring = Uring {
+            enter: Enter::new(ring.as_raw_fd(), registered),
+            ring,
+            registered,
+            thread: current_thread(),
+            eventfd,
+            watch_due: true,
+        };
+        // A first call, since a sandbox may deny this one only.
+        let pending = uring.pending();
+        uring.enter.flush(pending).map_err(|error| SetupError::failed("io_uring_enter", &error))?;
+        Ok(uring)
+    }
+
+    /// The number of queued entries, the watch among them.
+    #[inline]
+    fn pending(&mut self) -> u32 {
+        if self.watch_due {
+            self.arm_watch();
+        }
+        self.ring.submission().len() as u32
+    }
+
+    #[cold]
+    fn arm_watch(&mut self) {
+        // The eventfd is not read first: that could swallow a wake-up. What it still holds costs
+        // one empty turn. Should there be no room, the next call tries again.
+        self.watch_due = self.push(&ops::watch(self.eventfd)).is_err();
+    }
+
+    #[inline]
+    fn push(&mut self, entry: &Entry) -> io::Result<()> {
+        // SAFETY: the caller of start() vouches for the memory an entry points to; the others point
+        // to none.
+        match unsafe { self.ring.submission().push(entry) } {
+            Ok(()) => Ok(()),
+            Err(_) => self.push_to_full(entry),
+        }
+    }
+
+    #[cold]
+    fn push_to_full(&mut self, entry: &Entry) -> io::Result<()> {
+        for _ in 0..PATIENCE {
+            let count = self.ring.submission().len() as u32;
+            transient_ok(self.enter.submit(count))?;
+            // SAFETY: as in push().
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+}
+
+impl Backend for Uring {
+    fn name(&self) -> &'static str {
+        "uring"
+    }
+
+    fn is_usable(&self) -> bool {
+        self.thread == current_thread()
+    }
+
+    #[inline]
+    unsafe fn start(&mut self, id: OpId, operation: Operation) -> io::Result<()> {
+        self.push(&ops::entry(id.user_data(), operation))
+    }
+
+    fn cancel(&mut self, id: OpId) -> io::Result<()> {
+        self.push(&ops::cancel(id.user_data()))
+    }
+
+    fn settle(&mut self, work: usize) -> io::Result<()> {
+        // A cancelled poll or accept lets go of its file in task work, of which newer kernels run a
+        // batch per call. First in, first out: after `work` of it, ours is done, whatever arrived
+        // since.
+        let mut patience = PATIENCE + work / TASK_WORK_BATCH;
+        loop {
+            let pending = self.pending();
+            transient_ok(self.enter.flush(pending))?;
+            let queue = self.ring.submission();
+            if queue.is_empty() && !queue.taskrun() {
+                return Ok(());
+            }
+            patience -= 1;
+            if patience == 0 {
+                return if queue.is_empty() {
+                    Ok(())
+                } else {
+                    Err(io::Error::from_raw_os_error(libc::EAGAIN))
+                };
+            }
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self) -> io::Result<()> {
+        let pending = self.pending();
+        if pending == 0 {
+            let queue = self.ring.submission();
+            if !queue.taskrun() && !queue.cq_overflow() {
+                return Ok(());
+            }
+        }
+        transient_ok(self.enter.flush(pending))
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if timeout == Some(Duration::ZERO) || !self.ring.completion().is_empty() {
+            return self.submit();
+        }
+        let pending = self.pending();
+        transient_ok(self.enter.wait(pending, timeout))
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Completion> {
+        loop {
+            let entry = self.ring.completion().next()?;
+            let more = cqueue::more(entry.flags());
+            match entry.user_data() {
+                ops::WAKE => self.watch_due |= !more,
+                ops::IGNORE => {}
+                user_data => {
+                    return Some(Completion { user_data, result: entry.result(), more });
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if let Some(index) = self.registered
+            && self.is_usable()
+        {
+            setup::unregister_ring_fd(&self.ring, index);
+        }
+    }
+}
+
+fn current_thread() -> libc::pid_t {
+    // SAFETY: gettid(2) has no preconditions.
+    unsafe { libc::gettid() }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::driver::waker::{Parker, Permit};
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Whether a wake-up ends a wait. Empties the completion queue first.
+    fn wakes(uring: &mut Uring, parker: &Parker) -> bool {
+        uring.submit().unwrap();
+        while uring.next().is_some() {}
+        let start = std::time::Instant::now();
+        assert_eq!(parker.prepare(), Permit::Sleep);
+        let waker = parker.waker();
+        let thread = std::thread::spawn(move || waker.wake());
+        uring.wait(Some(LIMIT)).unwrap();
+        thread.join().unwrap();
+        parker.finish();
+        start.elapsed() < LIMIT
+    }
+
+    #[test]
+    fn the_watch_on_the_eventfd_is_renewed() {
+        let parker = Parker::new().unwrap();
+        let mut uring = Uring::new(&Config::default(), parker.fd()).unwrap();
+        assert!(wakes(&mut uring, &parker));
+        for _ in 0..3 {
+            uring.push(&ops::cancel(ops::WAKE)).unwrap();
+            uring.settle(1).unwrap();
+            assert!(!uring.watch_due);
+            assert!(uring.next().is_none());
+            assert!(uring.watch_due);
+            assert!(wakes(&mut uring, &parker));
+            assert!(!uring.watch_due);
+        }
+    }
+
+    #[test]
+    fn a_failed_cancellation_shows_nothing() {
+        let parker = Parker::new().unwrap();
+        let mut uring = Uring::new(&Config::default(), parker.fd()).unwrap();
+        let nobody = OpId { index: 5, generation: 5 };
+        uring.cancel(nobody).unwrap();
+        uring.settle(1).unwrap();
+        assert!(!uring.ring.completion().is_empty(), "the kernel says ENOENT");
+        assert!(uring.next().is_none());
+        assert!(uring.ring.completion().is_empty());
+    }
+
+    #[test]
+    fn the_ring_is_registered_with_its_thread() {
+        let parker = Parker::new().unwrap();
+        // As often as a thread has places, and again: dropping gives them back.
+        for _ in 0..40 {
+            let uring = Uring::new(&Config::default(), parker.fd()).unwrap();
+            assert!(uring.registered.is_some());
+        }
+    }
+}

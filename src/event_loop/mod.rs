@@ -1,0 +1,373 @@
+//! The native base of `kloop.Loop`: what runs once per callback, timer or turn.
+//!
+//! `class Loop(_kloop.Loop, asyncio.SelectorEventLoop)` inherits everything else from asyncio. The
+//! attributes that asyncio's classes keep in the instance and that native code reads in every
+//! turn (`_debug`, `_stopping`, ...) are attributes of the native base, which asyncio's own code
+//! then sets without knowing.
+
+mod handle;
+mod schedule;
+mod tasks;
+mod timers;
+mod turn;
+mod watch;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+
+pub use handle::Handle;
+pub use watch::Watch;
+
+use crate::driver::{Config, Driver, OpId, Outcome, Waker};
+use crate::py::{
+    Args, Bound, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, StateRef, ToObj, Type,
+    Visit, state_of_type, thread_id,
+};
+use crate::state::State;
+use timers::Timers;
+use watch::Direction;
+
+/// What the driver reports about one operation to its owner.
+pub struct Completion {
+    pub op: OpId,
+    /// Whether more completions of the operation follow.
+    pub more: bool,
+    pub outcome: Outcome,
+}
+
+/// Who hears of an operation's completions. An error leaves the loop, as SystemExit does.
+pub type Owner = Bound<Completion, Result<()>>;
+
+/// The largest number of bytes that one read takes.
+pub const READ_SIZE: usize = 256 * 1024;
+
+pub struct EventLoop {
+    pub state: StateRef<State>,
+    driver: RefCell<Option<Driver<Owner>>>,
+    waker: RefCell<Waker>,
+    /// The thread that made the ring, which alone may use it.
+    ring_thread: Cell<u64>,
+    ready: RefCell<VecDeque<Ref<Handle>>>,
+    timers: RefCell<Timers>,
+    watches: RefCell<HashMap<(RawFd, Direction), Ref<Watch>>>,
+    /// Watches whose poll has fired and that poll again before the next wait.
+    rearm: RefCell<Vec<Ref<Watch>>>,
+    /// File descriptors that belong to transports, which `add_reader` must not touch.
+    transports: RefCell<HashSet<RawFd>>,
+    /// Where received bytes land before they are copied into a `bytes` of the exact size.
+    scratch: RefCell<Vec<u8>>,
+    stopping: Cell<bool>,
+    closed: Cell<bool>,
+    debug: Cell<bool>,
+    /// The identity of the thread that runs the loop, or None.
+    thread_id: ObjCell,
+    task_factory: ObjCell,
+}
+
+impl EventLoop {
+    fn construct(class: &Type<EventLoop>, args: &Args) -> Result<Ref<EventLoop>> {
+        let state = state_of_type::<State, _>(class)?;
+        let driver = new_driver(class.obj())?;
+        class.alloc(EventLoop {
+            state,
+            waker: RefCell::new(driver.waker()),
+            driver: RefCell::new(Some(driver)),
+            ring_thread: Cell::new(thread_id(args.gil)),
+            ready: RefCell::default(),
+            timers: RefCell::default(),
+            watches: RefCell::default(),
+            rearm: RefCell::default(),
+            transports: RefCell::default(),
+            scratch: RefCell::default(),
+            stopping: Cell::new(false),
+            closed: Cell::new(false),
+            debug: Cell::new(false),
+            thread_id: ObjCell::empty(),
+            task_factory: ObjCell::empty(),
+        })
+    }
+
+    /// Runs `body` with the driver. It must not run Python.
+    ///
+    /// `RuntimeError` once the loop is closed, and where another thread waits in the ring.
+    #[inline]
+    pub fn with_driver<R>(
+        this: &Ref<EventLoop>,
+        body: impl FnOnce(&mut Driver<Owner>) -> R,
+    ) -> Result<R> {
+        match this.driver.try_borrow_mut() {
+            Ok(mut driver) => match driver.as_mut() {
+                Some(driver) => Ok(body(driver)),
+                None => Err(Exc::runtime_error(this.gil(), "Event loop is closed")),
+            },
+            Err(_) => Err(Exc::runtime_error(
+                this.gil(),
+                "Non-thread-safe operation invoked on an event loop that another thread runs",
+            )),
+        }
+    }
+
+    /// As [`EventLoop::with_driver`], for calls that fail with an errno.
+    #[inline]
+    pub fn with_ring<R>(
+        this: &Ref<EventLoop>,
+        body: impl FnOnce(&mut Driver<Owner>) -> std::io::Result<R>,
+    ) -> Result<R> {
+        Self::with_driver(this, body)?.map_err(|error| Exc::os(this.gil(), &error))
+    }
+
+    /// Asks the kernel to end operations, and waits until it refers to their file descriptors no
+    /// more. On a closed loop there are none left.
+    pub fn cancel_ops(&self, ops: &[OpId]) {
+        if let Ok(mut driver) = self.driver.try_borrow_mut()
+            && let Some(driver) = driver.as_mut()
+        {
+            // A failure means that the ring is gone, and its operations with it.
+            let _ = driver.cancel(ops);
+        }
+    }
+
+    /// Runs `body` with the receive buffer, of [`READ_SIZE`] bytes. It must not run Python.
+    pub fn with_scratch<R>(&self, body: impl FnOnce(&mut [u8]) -> R) -> R {
+        let mut scratch = self.scratch.take();
+        scratch.resize(READ_SIZE, 0);
+        let result = body(&mut scratch);
+        self.scratch.replace(scratch);
+        result
+    }
+
+    #[inline]
+    pub fn debug(&self) -> bool {
+        self.debug.get()
+    }
+
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    #[inline]
+    pub fn check_closed(this: &Ref<EventLoop>) -> Result<()> {
+        if this.closed.get() {
+            return Err(Exc::runtime_error(this.gil(), "Event loop is closed"));
+        }
+        Ok(())
+    }
+
+    pub fn claim_fd(&self, fd: RawFd) {
+        self.transports.borrow_mut().insert(fd);
+    }
+
+    pub fn release_fd(&self, fd: RawFd) {
+        self.transports.borrow_mut().remove(&fd);
+    }
+
+    /// Raises `RuntimeError` if a transport owns the file descriptor.
+    pub fn ensure_fd_no_transport(this: &Ref<EventLoop>, file: &Obj) -> Result<()> {
+        let fd = Self::file_descriptor(this, file)?;
+        if this.transports.borrow().contains(&fd) {
+            return Err(Exc::runtime_error(
+                this.gil(),
+                format!("File descriptor {} is used by a transport", file.repr()),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A file descriptor given as an integer or as an object with `fileno()`.
+    pub fn file_descriptor(this: &Ref<EventLoop>, file: &Obj) -> Result<RawFd> {
+        this.state.to_fd.call([file])?.to_i32()
+    }
+
+    /// A fresh ring for the thread that is about to run the loop, where the first one belongs to
+    /// the thread that made the loop.
+    fn adopt_ring(this: &Ref<EventLoop>) -> Result<()> {
+        let thread = thread_id(this.gil());
+        if this.ring_thread.get() == thread {
+            return Ok(());
+        }
+        if Self::with_driver(this, |driver| driver.in_flight())? > 0 {
+            return Err(Exc::runtime_error(
+                this.gil(),
+                "the loop has operations in flight that another thread started: run the loop in \
+                 the thread in which its servers, connections and readers were added",
+            ));
+        }
+        let driver = new_driver(this.obj())?;
+        this.waker.replace(driver.waker());
+        this.ring_thread.set(thread);
+        drop(this.driver.replace(Some(driver)));
+        Ok(())
+    }
+
+    /// Releases the ring, the callbacks and the timers. Idempotent.
+    fn close_ring(this: &Ref<EventLoop>) -> Result<()> {
+        let driver = this.driver.try_borrow_mut().ok().and_then(|mut driver| driver.take());
+        let owners = driver.map(|mut driver| driver.close());
+        this.forget_callbacks();
+        drop(owners);
+        Ok(())
+    }
+
+    fn forget_callbacks(&self) {
+        let ready = self.ready.take();
+        let timers = self.timers.borrow_mut().drain();
+        let watches = self.watches.take();
+        let rearm = self.rearm.take();
+        drop((ready, timers, watches, rearm));
+    }
+
+    fn stats(this: &Ref<EventLoop>) -> Result<Obj> {
+        let gil = this.gil();
+        let in_flight = match this.driver.try_borrow() {
+            Ok(driver) => driver.as_ref().map_or(0, Driver::in_flight),
+            Err(_) => 0,
+        };
+        let stats = Obj::dict(gil)?;
+        let transports = this.transports.borrow().len();
+        let ready = this.ready.borrow().len();
+        let timers = this.timers.borrow().len();
+        stats.set_item("ops_in_flight", &in_flight.to_obj(gil)?)?;
+        stats.set_item("transports", &transports.to_obj(gil)?)?;
+        stats.set_item("ready", &ready.to_obj(gil)?)?;
+        stats.set_item("timers", &timers.to_obj(gil)?)?;
+        Ok(stats)
+    }
+
+    fn driver_name(this: &Ref<EventLoop>) -> Result<&'static str> {
+        Self::with_driver(this, |driver| driver.name())
+    }
+
+    fn get_debug(this: &Ref<EventLoop>) -> Result<bool> {
+        Ok(this.debug.get())
+    }
+
+    fn set_debug(this: &Ref<EventLoop>, value: &Obj) -> Result<()> {
+        this.debug.set(value.truth()?);
+        Ok(())
+    }
+
+    fn get_stopping(this: &Ref<EventLoop>) -> Result<bool> {
+        Ok(this.stopping.get())
+    }
+
+    fn set_stopping(this: &Ref<EventLoop>, value: &Obj) -> Result<()> {
+        this.stopping.set(value.truth()?);
+        Ok(())
+    }
+
+    fn get_closed(this: &Ref<EventLoop>) -> Result<bool> {
+        Ok(this.closed.get())
+    }
+
+    fn set_closed(this: &Ref<EventLoop>, value: &Obj) -> Result<()> {
+        this.closed.set(value.truth()?);
+        Ok(())
+    }
+
+    fn get_thread_id(this: &Ref<EventLoop>) -> Result<Option<Obj>> {
+        Ok(this.thread_id.get())
+    }
+
+    fn set_thread_id(this: &Ref<EventLoop>, value: &Obj) -> Result<()> {
+        this.thread_id.set(value.some().cloned());
+        Ok(())
+    }
+
+    fn is_running(this: &Ref<EventLoop>) -> Result<bool> {
+        Ok(this.thread_id.is_some())
+    }
+
+    fn get_task_factory(this: &Ref<EventLoop>) -> Result<Option<Obj>> {
+        Ok(this.task_factory.get())
+    }
+
+    fn set_task_factory(this: &Ref<EventLoop>, value: &Obj) -> Result<()> {
+        this.task_factory.set(value.some().cloned());
+        Ok(())
+    }
+}
+
+fn new_driver(context: &Obj) -> Result<Driver<Owner>> {
+    Driver::new(&Config::default())
+        .map_err(|error| Exc::os_with_text(context.gil(), error.errno(), &error.to_string()))
+}
+
+impl Native for EventLoop {
+    const NAME: &'static CStr = c"kloop._kloop.Loop";
+    const DOC: &'static CStr = c"The native base of kloop.Loop.";
+    const SUBCLASSABLE: bool = true;
+    const CONSTRUCT: Option<fn(&Type<Self>, &Args) -> Result<Ref<Self>>> =
+        Some(EventLoop::construct);
+    const METHODS: &'static [Method<Self>] = &[
+        Method::any(c"call_soon", EventLoop::call_soon),
+        Method::any(c"call_soon_threadsafe", EventLoop::call_soon_threadsafe),
+        Method::any(c"call_later", EventLoop::call_later),
+        Method::any(c"call_at", EventLoop::call_at),
+        Method::noargs(c"time", EventLoop::time),
+        Method::noargs(c"create_future", EventLoop::create_future),
+        Method::any(c"create_task", EventLoop::create_task),
+        Method::noargs(c"get_debug", EventLoop::get_debug),
+        Method::noargs(c"is_running", EventLoop::is_running),
+        Method::noargs(c"is_closed", EventLoop::get_closed),
+        Method::noargs(c"_check_closed", EventLoop::check_closed),
+        Method::noargs(c"_run_once", EventLoop::run_once),
+        Method::noargs(c"_write_to_self", EventLoop::wake),
+        Method::any(c"_add_reader", EventLoop::add_reader),
+        Method::one(c"_remove_reader", EventLoop::remove_reader),
+        Method::any(c"_add_writer", EventLoop::add_writer),
+        Method::one(c"_remove_writer", EventLoop::remove_writer),
+        Method::one(c"_ensure_fd_no_transport", EventLoop::ensure_fd_no_transport),
+        Method::noargs(c"_close_ring", EventLoop::close_ring),
+        Method::noargs(c"stats", EventLoop::stats),
+        Method::END,
+    ];
+    const GETSETS: &'static [GetSet<Self>] = &[
+        GetSet::get(c"driver", EventLoop::driver_name),
+        GetSet::get_set(c"_debug", EventLoop::get_debug, EventLoop::set_debug),
+        GetSet::get_set(c"_stopping", EventLoop::get_stopping, EventLoop::set_stopping),
+        GetSet::get_set(c"_closed", EventLoop::get_closed, EventLoop::set_closed),
+        GetSet::get_set(c"_thread_id", EventLoop::get_thread_id, EventLoop::set_thread_id),
+        GetSet::get_set(
+            c"_task_factory",
+            EventLoop::get_task_factory,
+            EventLoop::set_task_factory,
+        ),
+        GetSet::END,
+    ];
+
+    fn traverse(&self, visit: &mut Visit) {
+        visit.obj(self.state.module());
+        visit.cell(&self.thread_id);
+        visit.cell(&self.task_factory);
+        if let Ok(driver) = self.driver.try_borrow()
+            && let Some(driver) = driver.as_ref()
+        {
+            driver.owners().for_each(|owner| visit.obj(owner.receiver()));
+        }
+        if let Ok(ready) = self.ready.try_borrow() {
+            ready.iter().for_each(|handle| visit.native(handle));
+        }
+        if let Ok(timers) = self.timers.try_borrow() {
+            timers.traverse(visit);
+        }
+        if let Ok(watches) = self.watches.try_borrow() {
+            watches.values().for_each(|watch| visit.native(watch));
+        }
+        if let Ok(rearm) = self.rearm.try_borrow() {
+            rearm.iter().for_each(|watch| visit.native(watch));
+        }
+    }
+
+    fn clear(&self) {
+        if let Ok(mut driver) = self.driver.try_borrow_mut() {
+            let driver = driver.take();
+            drop(driver.map(|mut driver| driver.close()));
+        }
+        self.forget_callbacks();
+        self.thread_id.set(None);
+        self.task_factory.set(None);
+    }
+}

@@ -1,0 +1,115 @@
+//! One turn of the loop: wait, take completions, expire timers, run what is ready.
+
+use std::time::Duration;
+
+use super::schedule::now;
+use super::{Completion, EventLoop, Handle};
+use crate::py::{Exc, Ref, Result, check_signals, detach};
+
+/// The longest single wait, as in asyncio: it keeps the timeout within what system calls accept.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Timers due within the clock's resolution run together, as in asyncio.
+const CLOCK_RESOLUTION: f64 = 1e-9;
+
+impl EventLoop {
+    /// Runs turns until `stop()`. asyncio's `run_forever` calls this in a loop of its own.
+    pub(super) fn run_once(this: &Ref<EventLoop>) -> Result<()> {
+        Self::adopt_ring(this)?;
+        loop {
+            Self::turn(this)?;
+            if this.stopping.get() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn turn(this: &Ref<EventLoop>) -> Result<()> {
+        Self::rearm_watches(this)?;
+        Self::wait(this)?;
+        Self::take_completions(this)?;
+        this.expire_timers();
+        Self::run_ready(this)
+    }
+
+    /// Submits what is queued, and waits if there is nothing to run. With work at hand this makes
+    /// no system call unless the ring has something to submit or to report.
+    fn wait(this: &Ref<EventLoop>) -> Result<()> {
+        let timeout = match this.time_to_wait() {
+            Some(Duration::ZERO) => return Self::with_ring(this, |driver| driver.submit()),
+            timeout => timeout,
+        };
+        let outcome = Self::with_driver(this, |driver| {
+            let wait = driver.prepare_wait(timeout);
+            // Other threads that touch the driver meanwhile find it borrowed and get an error.
+            detach(this.gil(), move || wait.block())
+        })?;
+        check_signals(this.gil())?;
+        outcome.map_err(|error| Exc::os(this.gil(), &error))
+    }
+
+    /// Zero when there is work, None to wait for ever.
+    fn time_to_wait(&self) -> Option<Duration> {
+        if self.stopping.get() || !self.ready.borrow().is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let due = self.timers.borrow().earliest()?;
+        let seconds = (due - now()).max(0.0);
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT))
+    }
+
+    fn take_completions(this: &Ref<EventLoop>) -> Result<()> {
+        while let Some(event) = Self::with_driver(this, |driver| driver.next())? {
+            let completion =
+                Completion { op: event.op, more: event.more, outcome: event.outcome };
+            event.owner.call(completion)?;
+            // A callback may have closed the loop's ring only by closing the loop, which asyncio
+            // forbids while it runs.
+        }
+        Ok(())
+    }
+
+    fn expire_timers(&self) {
+        let mut timers = self.timers.borrow_mut();
+        if timers.len() == 0 {
+            return;
+        }
+        let end = now() + CLOCK_RESOLUTION;
+        let mut ready = self.ready.borrow_mut();
+        while let Some(timer) = timers.pop_before(end) {
+            ready.push_back(timer);
+        }
+    }
+
+    /// Runs the callbacks that are ready now; what they add waits for the next turn.
+    fn run_ready(this: &Ref<EventLoop>) -> Result<()> {
+        let batch = this.ready.borrow().len();
+        for _ in 0..batch {
+            let Some(handle) = this.ready.borrow_mut().pop_front() else { break };
+            if handle.is_cancelled() {
+                continue;
+            }
+            if this.debug() {
+                // Times the callback and warns when it was slow.
+                let method = &this.state.names._run_in_debug_mode;
+                this.obj().call_method(method, [handle.obj()])?;
+            } else {
+                Handle::run_queued(&handle)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a callback's exception to the exception handler, unless it must leave the loop.
+    pub(super) fn callback_failed(
+        this: &Ref<EventLoop>,
+        handle: &Ref<Handle>,
+        error: Exc,
+    ) -> Result<()> {
+        if error.is_exit() {
+            return Err(error);
+        }
+        let method = &this.state.names._callback_failed;
+        this.obj().call_method(method, [handle.obj(), error.object()]).map(drop)
+    }
+}

@@ -1,0 +1,176 @@
+//! `add_reader` and its siblings: level-triggered watches on file descriptors.
+//!
+//! A watch is a one-shot poll that is armed again after its callback has run, which gives exactly
+//! the level-triggered behaviour of asyncio's selectors. Re-arming rides on the next wait's system
+//! call.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+
+use super::{Completion, EventLoop, Handle, Owner};
+use crate::driver::OpId;
+use crate::driver::socket::check_pollable;
+use crate::py::{Args, Exc, GetSet, Method, Native, Obj, Ref, Result, Visit};
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    Read,
+    Write,
+}
+
+impl Direction {
+    fn events(self) -> u32 {
+        let events = match self {
+            Direction::Read => libc::POLLIN,
+            Direction::Write => libc::POLLOUT,
+        };
+        events as u32
+    }
+}
+
+/// One watched direction of one file descriptor.
+pub struct Watch {
+    home: Ref<EventLoop>,
+    fd: RawFd,
+    direction: Direction,
+    /// None once removed.
+    handle: RefCell<Option<Ref<Handle>>>,
+    op: Cell<Option<OpId>>,
+}
+
+impl EventLoop {
+    pub(super) fn add_reader(this: &Ref<EventLoop>, args: &Args) -> Result<Ref<Handle>> {
+        Self::add_watch(this, "add_reader", Direction::Read, args)
+    }
+
+    pub(super) fn add_writer(this: &Ref<EventLoop>, args: &Args) -> Result<Ref<Handle>> {
+        Self::add_watch(this, "add_writer", Direction::Write, args)
+    }
+
+    pub(super) fn remove_reader(this: &Ref<EventLoop>, file: &Obj) -> Result<bool> {
+        Self::remove_watch(this, Direction::Read, file)
+    }
+
+    pub(super) fn remove_writer(this: &Ref<EventLoop>, file: &Obj) -> Result<bool> {
+        Self::remove_watch(this, Direction::Write, file)
+    }
+
+    fn add_watch(
+        this: &Ref<EventLoop>,
+        method: &str,
+        direction: Direction,
+        args: &Args,
+    ) -> Result<Ref<Handle>> {
+        Self::check_closed(this)?;
+        let (file, callback, rest) = match (args.positional, args.names) {
+            ([file, callback, rest @ ..], None) => (file, callback, rest),
+            _ => {
+                return Err(Exc::type_error(
+                    args.gil,
+                    format!("{method}() takes a file descriptor, a callback and its arguments"),
+                ));
+            }
+        };
+        let fd = Self::file_descriptor(this, file)?;
+        check_pollable(fd).map_err(|error| Exc::os(args.gil, &error))?;
+        let handle = Handle::create(this, callback, rest, None)?;
+        handle.keep();
+        // A watch that is replaced is cancelled: its poll may be of a file closed long ago.
+        Self::drop_watch(this, (fd, direction))?;
+        let watch = this.state.watch.alloc(Watch {
+            home: this.clone(),
+            fd,
+            direction,
+            handle: RefCell::new(Some(handle.clone())),
+            op: Cell::new(None),
+        })?;
+        Watch::arm(&watch)?;
+        this.watches.borrow_mut().insert((fd, direction), watch);
+        Ok(handle)
+    }
+
+    fn remove_watch(this: &Ref<EventLoop>, direction: Direction, file: &Obj) -> Result<bool> {
+        if this.is_closed() {
+            return Ok(false);
+        }
+        let fd = Self::file_descriptor(this, file)?;
+        Self::drop_watch(this, (fd, direction))
+    }
+
+    fn drop_watch(this: &Ref<EventLoop>, key: (RawFd, Direction)) -> Result<bool> {
+        let removed = this.watches.borrow_mut().remove(&key);
+        let Some(watch) = removed else { return Ok(false) };
+        if let Some(op) = watch.op.take() {
+            this.cancel_ops(&[op]);
+        }
+        let handle = watch.handle.take();
+        if let Some(handle) = handle {
+            Handle::cancel(&handle)?;
+        }
+        Ok(true)
+    }
+
+    pub(super) fn rearm_watches(this: &Ref<EventLoop>) -> Result<()> {
+        if this.rearm.borrow().is_empty() {
+            return Ok(());
+        }
+        for watch in this.rearm.take() {
+            let live = watch.handle.borrow().is_some();
+            if live && watch.op.get().is_none() {
+                Watch::arm(&watch)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Watch {
+    fn arm(this: &Ref<Watch>) -> Result<()> {
+        let owner = Owner::new(this.clone(), Watch::on_poll);
+        let events = this.direction.events();
+        let op = EventLoop::with_ring(&this.home, |driver| {
+            driver.poll(this.fd, events, false, owner)
+        })?;
+        this.op.set(Some(op));
+        Ok(())
+    }
+
+    fn on_poll(this: &Ref<Watch>, completion: Completion) -> Result<()> {
+        if this.op.get() != Some(completion.op) {
+            return Ok(());
+        }
+        this.op.set(None);
+        if let crate::driver::Outcome::Poll(Err(_)) = completion.outcome {
+            // The file was closed under the watch: like a selector, fall silent.
+            return Ok(());
+        }
+        let handle = this.handle.borrow().clone();
+        if let Some(handle) = handle {
+            this.home.push_ready(handle);
+            this.home.rearm.borrow_mut().push(this.clone());
+        }
+        Ok(())
+    }
+}
+
+impl Native for Watch {
+    const NAME: &'static CStr = c"kloop._kloop.Watch";
+    const DOC: &'static CStr = c"A watched file descriptor.";
+    const METHODS: &'static [Method<Self>] = &[Method::END];
+    const GETSETS: &'static [GetSet<Self>] = &[GetSet::END];
+
+    fn traverse(&self, visit: &mut Visit) {
+        visit.native(&self.home);
+        if let Ok(handle) = self.handle.try_borrow()
+            && let Some(handle) = handle.as_ref()
+        {
+            visit.native(handle);
+        }
+    }
+
+    fn clear(&self) {
+        let handle = self.handle.take();
+        drop(handle);
+    }
+}

@@ -1,0 +1,150 @@
+//! Calls into Python by the vectorcall protocol.
+
+use pyo3_ffi as ffi;
+
+use super::error::Result;
+use super::object::Obj;
+
+/// Arguments with a free slot in front, so that a bound method need not copy them.
+#[repr(C)]
+struct WithSlot<const N: usize> {
+    slot: *mut ffi::PyObject,
+    args: [*mut ffi::PyObject; N],
+}
+
+impl Obj {
+    /// `self(*args)`.
+    #[inline]
+    pub fn call<const N: usize>(&self, args: [&Obj; N]) -> Result<Obj> {
+        let mut array = WithSlot { slot: std::ptr::null_mut(), args: args.map(Obj::as_ptr) };
+        // SAFETY: live objects; the slot before the first argument is ours to lend.
+        unsafe {
+            Obj::owned(ffi::PyObject_Vectorcall(
+                self.as_ptr(),
+                array.args.as_mut_ptr(),
+                N | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                std::ptr::null_mut(),
+            ))
+        }
+    }
+
+    /// `self.name(*args)` without making a bound method.
+    #[inline]
+    pub fn call_method<const N: usize>(&self, name: &Obj, args: [&Obj; N]) -> Result<Obj> {
+        #[repr(C)]
+        struct Frame<const N: usize> {
+            slot: *mut ffi::PyObject,
+            this: *mut ffi::PyObject,
+            args: [*mut ffi::PyObject; N],
+        }
+        let mut frame = Frame {
+            slot: std::ptr::null_mut(),
+            this: self.as_ptr(),
+            args: args.map(Obj::as_ptr),
+        };
+        // SAFETY: live objects; `this` and `args` are adjacent (repr(C)), with a slot before them.
+        unsafe {
+            let first = (&raw mut frame.slot).add(1);
+            Obj::owned(ffi::PyObject_VectorcallMethod(
+                name.as_ptr(),
+                first,
+                (N + 1) | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                std::ptr::null_mut(),
+            ))
+        }
+    }
+
+    /// `self(*args, **kwargs)`: `names` is a tuple of the keywords of the last arguments.
+    pub fn call_with_names(&self, args: &[&Obj], names: &Obj) -> Result<Obj> {
+        let mut pointers: Vec<_> = std::iter::once(std::ptr::null_mut())
+            .chain(args.iter().map(|arg| arg.as_ptr()))
+            .collect();
+        // SAFETY: live objects; `names` is a tuple of strings, at most as long as `args`.
+        unsafe {
+            let keywords = ffi::PyTuple_Size(names.as_ptr());
+            names.check(keywords.min(0) as std::ffi::c_int)?;
+            let positional = args.len().saturating_sub(keywords as usize);
+            Obj::owned(ffi::PyObject_Vectorcall(
+                self.as_ptr(),
+                pointers.as_mut_ptr().add(1),
+                positional | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                names.as_ptr(),
+            ))
+        }
+    }
+
+    /// `self(*args)` with arguments kept by a handle.
+    #[inline]
+    pub fn call_kept(&self, args: &CallArgs) -> Result<Obj> {
+        match args {
+            CallArgs::Few(items) => {
+                let count = items.iter().take_while(|item| item.is_some()).count();
+                let mut array = WithSlot {
+                    slot: std::ptr::null_mut(),
+                    args: std::array::from_fn::<_, FEW, _>(|index| {
+                        items[index].as_ref().map_or(std::ptr::null_mut(), Obj::as_ptr)
+                    }),
+                };
+                // SAFETY: the first `count` pointers are live objects; the slot is ours to lend.
+                unsafe {
+                    Obj::owned(ffi::PyObject_Vectorcall(
+                        self.as_ptr(),
+                        array.args.as_mut_ptr(),
+                        count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                        std::ptr::null_mut(),
+                    ))
+                }
+            }
+            CallArgs::Many(items) => {
+                // SAFETY: `Obj` is a transparent pointer, so the items are an argument array;
+                // there is no slot before it, so the offset flag is not set.
+                unsafe {
+                    Obj::owned(ffi::PyObject_Vectorcall(
+                        self.as_ptr(),
+                        items.as_ptr().cast(),
+                        items.len(),
+                        std::ptr::null_mut(),
+                    ))
+                }
+            }
+        }
+    }
+}
+
+const FEW: usize = 3;
+
+/// Arguments kept for a later call: a few in place, more on the heap, never a tuple.
+pub enum CallArgs {
+    Few([Option<Obj>; FEW]),
+    Many(Box<[Obj]>),
+}
+
+impl CallArgs {
+    pub const NONE: CallArgs = CallArgs::Few([None, None, None]);
+
+    #[inline]
+    pub fn new(args: &[Obj]) -> Self {
+        if args.len() <= FEW {
+            CallArgs::Few(std::array::from_fn(|index| args.get(index).cloned()))
+        } else {
+            CallArgs::Many(args.into())
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Obj> {
+        let (few, many): (&[Option<Obj>], &[Obj]) = match self {
+            CallArgs::Few(items) => (items, &[]),
+            CallArgs::Many(items) => (&[], items),
+        };
+        few.iter().flatten().chain(many)
+    }
+}
+
+impl Clone for CallArgs {
+    fn clone(&self) -> Self {
+        match self {
+            CallArgs::Few(items) => CallArgs::Few(items.clone()),
+            CallArgs::Many(items) => CallArgs::Many(items.clone()),
+        }
+    }
+}

@@ -1,0 +1,685 @@
+//! Heap types: Rust values inside Python objects.
+//!
+//! A type is described by [`Native`]: constant tables of methods and attributes, written as plain
+//! Rust functions. Each table entry is made by a `const fn` that turns the function's own
+//! (zero-sized) type into a C trampoline, so no macro and no allocation is involved, and one table
+//! serves every interpreter.
+
+use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pyo3_ffi as ffi;
+
+use super::args::Args;
+use super::convert::ToObj;
+use super::error::{Exc, Result};
+use super::object::{Gil, Obj, ObjCell};
+use super::panic::{guard, guard_silent};
+use super::recycle::FreeList;
+
+/// A Rust type that lives inside Python objects of its own heap type.
+pub trait Native: Sized + 'static {
+    /// The full name, as `kloop._kloop.Handle`.
+    const NAME: &'static CStr;
+    const DOC: &'static CStr;
+    /// Ends with [`Method::END`].
+    const METHODS: &'static [Method<Self>];
+    /// Ends with [`GetSet::END`].
+    const GETSETS: &'static [GetSet<Self>];
+    /// Whether Python classes may inherit from the type.
+    const SUBCLASSABLE: bool = false;
+    const WEAK_REFERENCES: bool = false;
+    /// Makes an instance for a call of the type; without it the type cannot be called.
+    const CONSTRUCT: Option<fn(&Type<Self>, &Args) -> Result<Ref<Self>>> = None;
+    const REPR: Option<fn(&Ref<Self>) -> Result<String>> = None;
+    /// Runs once, before the object is torn down (PEP 442).
+    const FINALIZE: Option<fn(&Ref<Self>)> = None;
+
+    /// Where the value starts in an instance, for a type that extends a Python class.
+    fn extends() -> Option<&'static Offset> {
+        None
+    }
+
+    /// Shows the garbage collector every reference that the value owns. Must not run Python. What
+    /// is borrowed at the moment may be left out: that only delays a collection.
+    fn traverse(&self, visit: &mut Visit);
+
+    /// Gives up references that can be part of a cycle.
+    fn clear(&self);
+
+    /// Where the memory of dead instances is kept for new ones.
+    fn free_list(&self) -> Option<FreeList> {
+        None
+    }
+}
+
+/// The distance of a value from the start of its object, where the base class's size is known only
+/// at run time. It is the same in all interpreters of a process.
+pub struct Offset(AtomicUsize);
+
+impl Offset {
+    #[expect(clippy::new_without_default, reason = "only ever a static")]
+    pub const fn new() -> Self {
+        Offset(AtomicUsize::new(0))
+    }
+}
+
+const fn own_offset<T>() -> usize {
+    size_of::<ffi::PyObject>().next_multiple_of(align_of::<T>())
+}
+
+#[inline]
+fn offset<T: Native>() -> usize {
+    T::extends().map_or(const { own_offset::<T>() }, |offset| offset.0.load(Ordering::Relaxed))
+}
+
+/// # Safety
+/// `obj` is an instance of `T`'s type (or of a subclass) that holds a value, alive for `'a`.
+#[inline]
+unsafe fn value<'a, T: Native>(obj: *mut ffi::PyObject) -> &'a T {
+    // SAFETY: instances are allocated with room for the value at this offset.
+    unsafe { &*obj.byte_add(offset::<T>()).cast::<T>() }
+}
+
+/// A strong reference to an instance of a native type.
+#[repr(transparent)]
+pub struct Ref<T: Native>(Obj, PhantomData<*const T>);
+
+impl<T: Native> Ref<T> {
+    /// # Safety
+    /// As for [`value`].
+    #[inline]
+    unsafe fn view<'a>(ptr: &'a *mut ffi::PyObject) -> &'a Self {
+        // SAFETY: a transparent wrapper of a transparent wrapper of the pointer.
+        unsafe { &*(ptr as *const *mut ffi::PyObject).cast() }
+    }
+
+    #[inline]
+    pub fn obj(&self) -> &Obj {
+        &self.0
+    }
+
+    #[inline]
+    pub fn into_obj(self) -> Obj {
+        self.0
+    }
+
+    #[inline]
+    pub fn gil(&self) -> Gil {
+        self.0.gil()
+    }
+}
+
+impl<T: Native> Clone for Ref<T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        Ref(self.0.clone(), PhantomData)
+    }
+}
+
+impl<T: Native> Deref for Ref<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: a `Ref<T>` is only made from instances of `T`'s type.
+        unsafe { value::<T>(self.0.as_ptr()) }
+    }
+}
+
+/// A native method with its receiver, where callers need not know the receiver's type.
+pub struct Bound<A, R> {
+    receiver: Obj,
+    run: unsafe fn(&Obj, A) -> R,
+}
+
+impl<A, R> Bound<A, R> {
+    #[inline]
+    pub fn new<T: Native, F: Fn(&Ref<T>, A) -> R + Copy>(receiver: Ref<T>, _method: F) -> Self {
+        unsafe fn run<T: Native, F: Fn(&Ref<T>, A) -> R + Copy, A, R>(receiver: &Obj, argument: A) -> R {
+            let ptr = receiver.as_ptr();
+            // SAFETY: `new` pairs this function with a receiver of type `T`.
+            unsafe { conjure::<F>()(Ref::view(&ptr), argument) }
+        }
+        Bound { receiver: receiver.into_obj(), run: run::<T, F, A, R> }
+    }
+
+    #[inline]
+    pub fn call(&self, argument: A) -> R {
+        // SAFETY: the receiver is the one that `run` was made for.
+        unsafe { (self.run)(&self.receiver, argument) }
+    }
+
+    pub fn receiver(&self) -> &Obj {
+        &self.receiver
+    }
+}
+
+impl<A, R> Clone for Bound<A, R> {
+    #[inline]
+    fn clone(&self) -> Self {
+        Bound { receiver: self.receiver.clone(), run: self.run }
+    }
+}
+
+/// A type object of one interpreter.
+pub struct Type<T: Native>(Obj, PhantomData<*const T>);
+
+impl<T: Native> Clone for Type<T> {
+    fn clone(&self) -> Self {
+        Type(self.0.clone(), PhantomData)
+    }
+}
+
+impl<T: Native> Type<T> {
+    /// Makes the type for `module` and adds it there. `base` is the Python class that it extends.
+    pub fn create(module: &Obj, base: Option<&Obj>) -> Result<Self> {
+        Self::build(module, base, T::NAME, T::DOC, T::METHODS, T::GETSETS)
+    }
+
+    /// Makes a subtype that holds the same value and adds methods and attributes to this type's.
+    pub fn variant(
+        &self,
+        module: &Obj,
+        name: &'static CStr,
+        doc: &'static CStr,
+        methods: &'static [Method<T>],
+        getsets: &'static [GetSet<T>],
+    ) -> Result<Self> {
+        Self::build(module, Some(&self.0), name, doc, methods, getsets)
+    }
+
+    fn build(
+        module: &Obj,
+        base: Option<&Obj>,
+        name: &'static CStr,
+        doc: &'static CStr,
+        methods: &'static [Method<T>],
+        getsets: &'static [GetSet<T>],
+    ) -> Result<Self> {
+        debug_assert!(methods.last().is_some_and(Method::is_end));
+        debug_assert!(getsets.last().is_some_and(GetSet::is_end));
+        let mut flags = ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_HAVE_GC;
+        if T::SUBCLASSABLE {
+            flags |= ffi::Py_TPFLAGS_BASETYPE;
+        }
+        if T::WEAK_REFERENCES {
+            flags |= ffi::Py_TPFLAGS_MANAGED_WEAKREF;
+        }
+        if T::CONSTRUCT.is_none() {
+            flags |= ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION;
+        }
+        let mut slots = vec![
+            slot(ffi::Py_tp_doc, doc.as_ptr().cast_mut().cast()),
+            slot(ffi::Py_tp_methods, methods.as_ptr().cast_mut().cast()),
+            slot(ffi::Py_tp_getset, getsets.as_ptr().cast_mut().cast()),
+            slot(ffi::Py_tp_dealloc, dealloc::<T> as *mut c_void),
+            slot(ffi::Py_tp_traverse, traverse::<T> as *mut c_void),
+            slot(ffi::Py_tp_clear, clear::<T> as *mut c_void),
+        ];
+        if T::CONSTRUCT.is_some() {
+            slots.push(slot(ffi::Py_tp_new, construct::<T> as *mut c_void));
+        }
+        if T::CONSTRUCT.is_some() && T::extends().is_some() {
+            // The instance is complete: the base class's __init__ has nothing to add.
+            slots.push(slot(ffi::Py_tp_init, no_init as *mut c_void));
+        }
+        if T::REPR.is_some() {
+            slots.push(slot(ffi::Py_tp_repr, repr::<T> as *mut c_void));
+        }
+        if T::FINALIZE.is_some() {
+            slots.push(slot(ffi::Py_tp_finalize, finalize::<T> as *mut c_void));
+        }
+        slots.push(slot(0, std::ptr::null_mut()));
+        let size = size_of::<T>() as c_int;
+        let mut spec = ffi::PyType_Spec {
+            name: name.as_ptr(),
+            // A negative size is what the type adds to its base (PEP 697).
+            basicsize: match T::extends() {
+                Some(_) => -size,
+                None => own_offset::<T>() as c_int + size,
+            },
+            itemsize: 0,
+            flags: flags as c_uint,
+            slots: slots.as_mut_ptr(),
+        };
+        // SAFETY: the spec and its slots are read during the call; the tables are constants. The
+        // trampolines match the slots' signatures.
+        unsafe {
+            let base = base.map_or(std::ptr::null_mut(), Obj::as_ptr);
+            let made =
+                Obj::owned(ffi::PyType_FromModuleAndSpec(module.as_ptr(), &mut spec, base))?;
+            if let Some(place) = T::extends() {
+                let class = made.as_ptr();
+                let data = ffi::PyObject_GetTypeData(class, class.cast()) as usize;
+                place.0.store(data - class as usize, Ordering::Relaxed);
+            }
+            module.check(ffi::PyModule_AddType(module.as_ptr(), made.as_ptr().cast()))?;
+            Ok(Type(made, PhantomData))
+        }
+    }
+
+    /// A new instance that holds `value`.
+    pub fn alloc(&self, value: T) -> Result<Ref<T>> {
+        let class = self.0.as_ptr().cast::<ffi::PyTypeObject>();
+        // SAFETY: tp_alloc gives a zeroed object with room for the value, or null. Nothing can
+        // look at it before the value is written, for no Python runs in between.
+        unsafe {
+            let alloc = (*class).tp_alloc.unwrap_or(ffi::PyType_GenericAlloc);
+            let obj = Obj::owned(alloc(class, 0))?;
+            obj.as_ptr().byte_add(offset::<T>()).cast::<T>().write(value);
+            Ok(Ref(obj, PhantomData))
+        }
+    }
+
+    /// As [`Type::alloc`], in the memory of a dead instance where there is one.
+    #[inline]
+    pub fn alloc_from(&self, list: &FreeList, value: T) -> Result<Ref<T>> {
+        let Some(memory) = list.pop() else { return self.alloc(value) };
+        // SAFETY: the memory was an object of a type of this size, is untracked and owned by us.
+        unsafe {
+            ffi::PyObject_Init(memory, self.0.as_ptr().cast());
+            memory.byte_add(offset::<T>()).cast::<T>().write(value);
+            ffi::PyObject_GC_Track(memory.cast());
+            Ok(Ref(Obj::owned(memory)?, PhantomData))
+        }
+    }
+
+    /// The instance behind `obj`; `TypeError` where it is something else.
+    pub fn cast<'a>(&self, obj: &'a Obj) -> Result<&'a Ref<T>> {
+        // SAFETY: live objects; an instance of the type may be viewed as a `Ref`.
+        unsafe {
+            if ffi::PyObject_TypeCheck(obj.as_ptr(), self.0.as_ptr().cast()) == 0 {
+                return Err(Exc::type_error(
+                    obj.gil(),
+                    format!("a {} was expected, got {}", self.name(), obj.type_name()),
+                ));
+            }
+            Ok(&*(obj as *const Obj).cast())
+        }
+    }
+
+    pub fn obj(&self) -> &Obj {
+        &self.0
+    }
+
+    fn name(&self) -> String {
+        T::NAME.to_string_lossy().rsplit('.').next().unwrap_or_default().to_owned()
+    }
+}
+
+fn slot(slot: c_int, pfunc: *mut c_void) -> ffi::PyType_Slot {
+    ffi::PyType_Slot { slot, pfunc }
+}
+
+/// The garbage collector's visitor.
+pub struct Visit {
+    visit: ffi::visitproc,
+    arg: *mut c_void,
+    result: c_int,
+}
+
+impl Visit {
+    pub(super) fn new(visit: ffi::visitproc, arg: *mut c_void) -> Self {
+        Visit { visit, arg, result: 0 }
+    }
+
+    pub(super) fn result(&self) -> c_int {
+        self.result
+    }
+
+    #[inline]
+    pub fn obj(&mut self, obj: &Obj) {
+        self.ptr(obj.as_ptr());
+    }
+
+    pub fn native<T: Native>(&mut self, obj: &Ref<T>) {
+        self.ptr(obj.obj().as_ptr());
+    }
+
+    pub fn class<T: Native>(&mut self, class: &Type<T>) {
+        self.ptr(class.0.as_ptr());
+    }
+
+    pub fn cell(&mut self, cell: &ObjCell) {
+        cell.with_ptr(|ptr| self.ptr(ptr));
+    }
+
+    pub(super) fn ptr(&mut self, ptr: *mut ffi::PyObject) {
+        if self.result == 0 {
+            // SAFETY: `visit` and `arg` are the collector's, valid during the traversal.
+            self.result = unsafe { (self.visit)(ptr, self.arg) };
+        }
+    }
+}
+
+/// An entry of a type's method table.
+#[repr(transparent)]
+pub struct Method<T>(ffi::PyMethodDef, PhantomData<fn(T)>);
+
+impl<T> Method<T> {
+    pub const END: Self = Method(ffi::PyMethodDef::zeroed(), PhantomData);
+
+    fn is_end(&self) -> bool {
+        self.0.ml_name.is_null()
+    }
+}
+
+impl<T: Native> Method<T> {
+    /// A method without arguments.
+    pub const fn noargs<F, R>(name: &'static CStr, _body: F) -> Self
+    where
+        F: Fn(&Ref<T>) -> Result<R> + Copy,
+        R: ToObj,
+    {
+        let meth = ffi::PyMethodDefPointer { PyCFunction: call_noargs::<T, F, R> };
+        Method(method_def(name, meth, ffi::METH_NOARGS), PhantomData)
+    }
+
+    /// A method with exactly one positional argument.
+    pub const fn one<F, R>(name: &'static CStr, _body: F) -> Self
+    where
+        F: Fn(&Ref<T>, &Obj) -> Result<R> + Copy,
+        R: ToObj,
+    {
+        let meth = ffi::PyMethodDefPointer { PyCFunction: call_one::<T, F, R> };
+        Method(method_def(name, meth, ffi::METH_O), PhantomData)
+    }
+
+    /// A method with any arguments.
+    pub const fn any<F, R>(name: &'static CStr, _body: F) -> Self
+    where
+        F: Fn(&Ref<T>, &Args) -> Result<R> + Copy,
+        R: ToObj,
+    {
+        let meth = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call_any::<T, F, R> };
+        Method(method_def(name, meth, ffi::METH_FASTCALL | ffi::METH_KEYWORDS), PhantomData)
+    }
+}
+
+pub(super) const fn method_def(
+    name: &'static CStr,
+    meth: ffi::PyMethodDefPointer,
+    flags: c_int,
+) -> ffi::PyMethodDef {
+    ffi::PyMethodDef {
+        ml_name: name.as_ptr(),
+        ml_meth: meth,
+        ml_flags: flags,
+        ml_doc: std::ptr::null(),
+    }
+}
+
+/// An entry of a type's attribute table.
+#[repr(transparent)]
+pub struct GetSet<T>(ffi::PyGetSetDef, PhantomData<fn(T)>);
+
+impl<T> GetSet<T> {
+    pub const END: Self = GetSet(
+        ffi::PyGetSetDef {
+            name: std::ptr::null(),
+            get: None,
+            set: None,
+            doc: std::ptr::null(),
+            closure: std::ptr::null_mut(),
+        },
+        PhantomData,
+    );
+
+    fn is_end(&self) -> bool {
+        self.0.name.is_null()
+    }
+}
+
+impl<T: Native> GetSet<T> {
+    /// A read-only attribute.
+    pub const fn get<G, R>(name: &'static CStr, _get: G) -> Self
+    where
+        G: Fn(&Ref<T>) -> Result<R> + Copy,
+        R: ToObj,
+    {
+        GetSet(
+            ffi::PyGetSetDef {
+                name: name.as_ptr(),
+                get: Some(get_attr::<T, G, R>),
+                set: None,
+                doc: std::ptr::null(),
+                closure: std::ptr::null_mut(),
+            },
+            PhantomData,
+        )
+    }
+
+    /// An attribute that can be assigned to, but not deleted.
+    pub const fn get_set<G, R, S>(name: &'static CStr, _get: G, _set: S) -> Self
+    where
+        G: Fn(&Ref<T>) -> Result<R> + Copy,
+        R: ToObj,
+        S: Fn(&Ref<T>, &Obj) -> Result<()> + Copy,
+    {
+        GetSet(
+            ffi::PyGetSetDef {
+                name: name.as_ptr(),
+                get: Some(get_attr::<T, G, R>),
+                set: Some(set_attr::<T, S>),
+                doc: std::ptr::null(),
+                closure: std::ptr::null_mut(),
+            },
+            PhantomData,
+        )
+    }
+}
+
+/// The one value of a function item's or a captureless closure's zero-sized type.
+///
+/// # Safety
+/// A value of `F` exists: the tables above take one when an entry is made.
+#[inline]
+pub(super) unsafe fn conjure<F: Copy>() -> F {
+    const { assert!(size_of::<F>() == 0, "methods are plain functions") };
+    // SAFETY: a zero-sized type has no bytes to get wrong, and the caller vouches for inhabitance.
+    unsafe { std::mem::transmute_copy(&()) }
+}
+
+/// Finishes a call from C: a result becomes a new reference, an error the pending exception.
+#[inline]
+pub(super) fn finish<R: ToObj>(gil: Gil, body: impl FnOnce() -> Result<R>) -> *mut ffi::PyObject {
+    match guard(gil, || body()?.to_obj(gil)) {
+        Ok(obj) => obj.into_ptr(),
+        Err(error) => {
+            error.restore();
+            std::ptr::null_mut()
+        }
+    }
+}
+
+unsafe extern "C" fn call_noargs<T, F, R>(
+    this: *mut ffi::PyObject,
+    _: *mut ffi::PyObject,
+) -> *mut ffi::PyObject
+where
+    T: Native,
+    F: Fn(&Ref<T>) -> Result<R> + Copy,
+    R: ToObj,
+{
+    // SAFETY: CPython calls methods on attached threads with instances of the type.
+    unsafe { finish(Gil::assume(), || conjure::<F>()(Ref::view(&this))) }
+}
+
+unsafe extern "C" fn call_one<T, F, R>(
+    this: *mut ffi::PyObject,
+    arg: *mut ffi::PyObject,
+) -> *mut ffi::PyObject
+where
+    T: Native,
+    F: Fn(&Ref<T>, &Obj) -> Result<R> + Copy,
+    R: ToObj,
+{
+    // SAFETY: as for `call_noargs`; the argument is a live object.
+    unsafe { finish(Gil::assume(), || conjure::<F>()(Ref::view(&this), Obj::view(&arg))) }
+}
+
+unsafe extern "C" fn call_any<T, F, R>(
+    this: *mut ffi::PyObject,
+    args: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject
+where
+    T: Native,
+    F: Fn(&Ref<T>, &Args) -> Result<R> + Copy,
+    R: ToObj,
+{
+    // SAFETY: as for `call_noargs`; the arguments follow the vectorcall convention.
+    unsafe {
+        let gil = Gil::assume();
+        finish(gil, || {
+            let args = Args::from_vectorcall(gil, &args, count, &names);
+            conjure::<F>()(Ref::view(&this), &args)
+        })
+    }
+}
+
+unsafe extern "C" fn get_attr<T, G, R>(
+    this: *mut ffi::PyObject,
+    _: *mut c_void,
+) -> *mut ffi::PyObject
+where
+    T: Native,
+    G: Fn(&Ref<T>) -> Result<R> + Copy,
+    R: ToObj,
+{
+    // SAFETY: as for `call_noargs`.
+    unsafe { finish(Gil::assume(), || conjure::<G>()(Ref::view(&this))) }
+}
+
+unsafe extern "C" fn set_attr<T, S>(
+    this: *mut ffi::PyObject,
+    value: *mut ffi::PyObject,
+    _: *mut c_void,
+) -> c_int
+where
+    T: Native,
+    S: Fn(&Ref<T>, &Obj) -> Result<()> + Copy,
+{
+    // SAFETY: as for `call_noargs`; a null value asks for deletion.
+    unsafe {
+        let gil = Gil::assume();
+        let result = guard(gil, || {
+            if value.is_null() {
+                return Err(Exc::type_error(gil, "the attribute cannot be deleted"));
+            }
+            conjure::<S>()(Ref::view(&this), Obj::view(&value))
+        });
+        match result {
+            Ok(()) => 0,
+            Err(error) => {
+                error.restore();
+                -1
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn construct<T: Native>(
+    class: *mut ffi::PyTypeObject,
+    args: *mut ffi::PyObject,
+    kwargs: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: CPython passes a class, a tuple and a dict or null, on an attached thread.
+    unsafe {
+        let gil = Gil::assume();
+        finish(gil, || {
+            let class = Type::<T>(Obj::borrowed(class.cast()), PhantomData);
+            let positional = Obj::borrowed(args).to_vec()?;
+            let (names, values) = if kwargs.is_null() {
+                (None, Vec::new())
+            } else {
+                let names = Obj::owned(ffi::PySequence_Tuple(kwargs))?;
+                let values = Obj::owned(ffi::PyDict_Values(kwargs))?.to_vec()?;
+                (Some(names), values)
+            };
+            let args =
+                Args { gil, positional: &positional, names: names.as_ref(), values: &values };
+            match T::CONSTRUCT {
+                Some(body) => body(&class, &args),
+                None => Err(Exc::type_error(gil, "the type cannot be instantiated")),
+            }
+        })
+    }
+}
+
+unsafe extern "C" fn no_init(
+    _: *mut ffi::PyObject,
+    _: *mut ffi::PyObject,
+    _: *mut ffi::PyObject,
+) -> c_int {
+    0
+}
+
+unsafe extern "C" fn repr<T: Native>(this: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: as for `call_noargs`.
+    unsafe {
+        finish(Gil::assume(), || match T::REPR {
+            Some(body) => body(Ref::view(&this)),
+            None => Ok(Obj::view(&this).type_name()),
+        })
+    }
+}
+
+unsafe extern "C" fn finalize<T: Native>(this: *mut ffi::PyObject) {
+    // SAFETY: as for `call_noargs`. A finaliser must leave a pending exception as it found it.
+    unsafe {
+        let pending = ffi::PyErr_GetRaisedException();
+        if let Some(body) = T::FINALIZE {
+            guard_silent(|| body(Ref::view(&this)));
+        }
+        ffi::PyErr_SetRaisedException(pending);
+    }
+}
+
+unsafe extern "C" fn traverse<T: Native>(
+    this: *mut ffi::PyObject,
+    visit: ffi::visitproc,
+    arg: *mut c_void,
+) -> c_int {
+    let mut visit = Visit::new(visit, arg);
+    // SAFETY: the collector passes live instances. A subclass's own traverse visits its type.
+    unsafe {
+        visit.ptr(ffi::Py_TYPE(this).cast());
+        guard_silent(|| value::<T>(this).traverse(&mut visit));
+    }
+    visit.result()
+}
+
+unsafe extern "C" fn clear<T: Native>(this: *mut ffi::PyObject) -> c_int {
+    // SAFETY: the collector passes live instances and keeps them alive during the call.
+    unsafe { guard_silent(|| value::<T>(this).clear()) };
+    0
+}
+
+unsafe extern "C" fn dealloc<T: Native>(this: *mut ffi::PyObject) {
+    // SAFETY: called once, when the last reference is gone, on an attached thread. The order is
+    // CPython's own: finaliser (which may revive the object), untrack, weak references, value,
+    // memory, type.
+    unsafe {
+        if T::FINALIZE.is_some() && ffi::PyObject_CallFinalizerFromDealloc(this) < 0 {
+            return;
+        }
+        ffi::PyObject_GC_UnTrack(this.cast());
+        if T::WEAK_REFERENCES {
+            ffi::PyObject_ClearWeakRefs(this);
+        }
+        let class = ffi::Py_TYPE(this);
+        let data = this.byte_add(offset::<T>()).cast::<T>();
+        let list = (*data).free_list();
+        guard_silent(|| std::ptr::drop_in_place(data));
+        if !list.is_some_and(|list| list.push(this)) {
+            let free = (*class).tp_free.unwrap_or(ffi::PyObject_GC_Del);
+            free(this.cast());
+        }
+        ffi::Py_DECREF(class.cast());
+    }
+}

@@ -1,0 +1,146 @@
+//! Python exceptions as Rust errors.
+
+use std::ffi::CString;
+use std::io;
+
+use pyo3_ffi as ffi;
+
+use super::convert::ToObj;
+use super::object::{Gil, Obj};
+
+/// A raised exception, taken off the interpreter's error indicator.
+pub struct Exc(Obj);
+
+pub type Result<T> = std::result::Result<T, Exc>;
+
+/// The built-in exceptions that native code raises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    BufferError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SystemError,
+    TypeError,
+    ValueError,
+}
+
+impl Kind {
+    fn class(self) -> *mut ffi::PyObject {
+        // SAFETY: these are static objects of the running CPython, the same in all interpreters.
+        unsafe {
+            match self {
+                Kind::BufferError => ffi::PyExc_BufferError,
+                Kind::MemoryError => ffi::PyExc_MemoryError,
+                Kind::OSError => ffi::PyExc_OSError,
+                Kind::RuntimeError => ffi::PyExc_RuntimeError,
+                Kind::SystemError => ffi::PyExc_SystemError,
+                Kind::TypeError => ffi::PyExc_TypeError,
+                Kind::ValueError => ffi::PyExc_ValueError,
+            }
+        }
+    }
+}
+
+impl Exc {
+    pub fn new(gil: Gil, kind: Kind, message: impl AsRef<str>) -> Self {
+        let text = CString::new(message.as_ref().replace('\0', "?")).unwrap_or_default();
+        // SAFETY: attached (token); a static exception class and a C string.
+        unsafe { ffi::PyErr_SetString(kind.class(), text.as_ptr()) };
+        Exc::fetch(gil)
+    }
+
+    pub fn type_error(gil: Gil, message: impl AsRef<str>) -> Self {
+        Exc::new(gil, Kind::TypeError, message)
+    }
+
+    pub fn value_error(gil: Gil, message: impl AsRef<str>) -> Self {
+        Exc::new(gil, Kind::ValueError, message)
+    }
+
+    pub fn runtime_error(gil: Gil, message: impl AsRef<str>) -> Self {
+        Exc::new(gil, Kind::RuntimeError, message)
+    }
+
+    /// The `OSError` subclass that Python raises for this errno, with Python's text.
+    pub fn os(gil: Gil, error: &io::Error) -> Self {
+        let Some(errno) = error.raw_os_error() else {
+            return Exc::new(gil, Kind::OSError, error.to_string());
+        };
+        // SAFETY: strerror gives a C string, which is copied before anything can change it.
+        let text = unsafe { std::ffi::CStr::from_ptr(libc::strerror(errno)) };
+        Exc::os_with_text(gil, errno, &text.to_string_lossy())
+    }
+
+    /// `OSError(errno, text)`, as the subclass that belongs to the errno.
+    pub fn os_with_text(gil: Gil, errno: i32, text: &str) -> Self {
+        // SAFETY: attached (token); a static exception class.
+        let class = unsafe { Obj::borrowed(ffi::PyExc_OSError) };
+        let made = errno.to_obj(gil).and_then(|errno| class.call([&errno, &text.to_obj(gil)?]));
+        match made {
+            Ok(exception) => Exc(exception),
+            Err(error) => error,
+        }
+    }
+
+    /// Takes the pending exception. Without one (a bug in C code), a `SystemError`.
+    pub(super) fn fetch(gil: Gil) -> Self {
+        // SAFETY: attached (token); GetRaisedException gives a new reference or null.
+        unsafe {
+            let raised = ffi::PyErr_GetRaisedException();
+            if raised.is_null() {
+                ffi::PyErr_SetString(
+                    ffi::PyExc_SystemError,
+                    c"error return without exception set".as_ptr(),
+                );
+                return Exc::fetch(gil);
+            }
+            match Obj::owned(raised) {
+                Ok(obj) => Exc(obj),
+                Err(error) => error,
+            }
+        }
+    }
+
+    /// Makes this the pending exception again, for a return into C.
+    pub(super) fn restore(self) {
+        // SAFETY: attached (an object exists); the reference is stolen.
+        unsafe { ffi::PyErr_SetRaisedException(self.0.into_ptr()) };
+    }
+
+    /// An exception object that Python code handed over.
+    pub fn from_object(exception: Obj) -> Self {
+        Exc(exception)
+    }
+
+    pub fn object(&self) -> &Obj {
+        &self.0
+    }
+
+    pub fn into_object(self) -> Obj {
+        self.0
+    }
+
+    fn is_a(&self, class: *mut ffi::PyObject) -> bool {
+        // SAFETY: live objects.
+        unsafe { ffi::PyErr_GivenExceptionMatches(self.0.as_ptr(), class) != 0 }
+    }
+
+    /// SystemExit or KeyboardInterrupt: these leave the loop instead of being reported.
+    pub fn is_exit(&self) -> bool {
+        // SAFETY: static exception classes.
+        unsafe { self.is_a(ffi::PyExc_SystemExit) || self.is_a(ffi::PyExc_KeyboardInterrupt) }
+    }
+
+    pub fn is_os_error(&self) -> bool {
+        // SAFETY: a static exception class.
+        self.is_a(unsafe { ffi::PyExc_OSError })
+    }
+
+    /// Reports an exception that has nowhere to go, through `sys.unraisablehook`.
+    pub fn unraisable(self, place: &Obj) {
+        self.restore();
+        // SAFETY: attached; an exception is pending and `place` is live.
+        unsafe { ffi::PyErr_WriteUnraisable(place.as_ptr()) };
+    }
+}

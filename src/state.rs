@@ -1,0 +1,155 @@
+//! What one interpreter's copy of the module holds: its types, names and asyncio's own objects.
+
+use std::ffi::CStr;
+
+use crate::event_loop::{EventLoop, Handle, Watch};
+use crate::py::{FreeList, Function, ModuleState, Obj, Result, ToObj, Type, Visit};
+use crate::transport::{Listener, StreamTransport};
+
+macro_rules! names {
+    ($($name:ident),* $(,)?) => {
+        /// Interned attribute and method names.
+        pub struct Names { $(pub $name: Obj),* }
+
+        impl Names {
+            fn create(module: &Obj) -> Result<Self> {
+                let gil = module.gil();
+                // The identifier plus a NUL is a C string; interning keeps one copy of it.
+                $(let $name = Obj::interned(gil, cstr(concat!(stringify!($name), "\0")))?;)*
+                Ok(Names { $($name),* })
+            }
+
+            fn traverse(&self, visit: &mut Visit) {
+                $(visit.obj(&self.$name);)*
+            }
+        }
+    };
+}
+
+fn cstr(text: &'static str) -> &'static CStr {
+    CStr::from_bytes_with_nul(text.as_bytes()).unwrap_or(c"?")
+}
+
+names!(
+    _accept_failed,
+    _attach,
+    _callback_failed,
+    _check_callback,
+    _check_thread,
+    _connection_failed,
+    _debug_log,
+    _describe_handle,
+    _detach,
+    _run_in_debug_mode,
+    _warn,
+    buffer_updated,
+    call_exception_handler,
+    close,
+    connection_lost,
+    connection_made,
+    context,
+    data_received,
+    eof_received,
+    fileno,
+    get_buffer,
+    pause_writing,
+    resume_writing,
+    setblocking,
+);
+
+pub struct State {
+    pub names: Names,
+    pub event_loop: Type<EventLoop>,
+    pub handle: Type<Handle>,
+    pub timer: Type<Handle>,
+    pub watch: Type<Watch>,
+    pub transport: Type<StreamTransport>,
+    pub listener: Type<Listener>,
+    pub handles: FreeList,
+    /// `asyncio.Future` and `asyncio.Task`, the C ones where CPython has them.
+    pub future: Obj,
+    pub task: Obj,
+    /// `asyncio.BaseEventLoop.create_task`: what to do when there is a task factory.
+    pub base_create_task: Obj,
+    pub buffered_protocol: Obj,
+    pub transport_socket: Obj,
+    pub socket: Obj,
+    pub extract_stack: Obj,
+    pub to_fd: Obj,
+    pub warn: Obj,
+    pub resource_warning: Obj,
+    pub set_result_unless_cancelled: Obj,
+    pub sendfile_fallback: Obj,
+    /// The keyword tuple `("loop",)`.
+    pub loop_keyword: Obj,
+}
+
+/// How many dead handles an interpreter keeps for new ones.
+const SPARE_HANDLES: usize = 1024;
+
+impl ModuleState for State {
+    const NAME: &'static CStr = c"_kloop";
+    const DOC: &'static CStr = c"The native half of kloop.";
+    const FUNCTIONS: &'static [Function] = &[Function::END];
+
+    fn create(module: &Obj) -> Result<Self> {
+        let gil = module.gil();
+        let asyncio = Obj::import(gil, c"asyncio")?;
+        let base_loop = asyncio.get(c"BaseEventLoop")?;
+        let handle = Type::<Handle>::create(module, None)?;
+        let timer = Handle::timer_type(&handle, module)?;
+        Ok(State {
+            names: Names::create(module)?,
+            event_loop: Type::create(module, None)?,
+            handle,
+            timer,
+            watch: Type::create(module, None)?,
+            transport: Type::create(module, Some(&asyncio.get(c"Transport")?))?,
+            listener: Type::create(module, None)?,
+            handles: FreeList::with_capacity(SPARE_HANDLES),
+            future: asyncio.get(c"Future")?,
+            task: asyncio.get(c"Task")?,
+            base_create_task: base_loop.get(c"create_task")?,
+            buffered_protocol: asyncio.get(c"BufferedProtocol")?,
+            transport_socket: Obj::import(gil, c"asyncio.trsock")?.get(c"TransportSocket")?,
+            socket: Obj::import(gil, c"socket")?.get(c"socket")?,
+            extract_stack: Obj::import(gil, c"asyncio.format_helpers")?.get(c"extract_stack")?,
+            to_fd: Obj::import(gil, c"selectors")?.get(c"_fileobj_to_fd")?,
+            warn: Obj::import(gil, c"warnings")?.get(c"warn")?,
+            resource_warning: Obj::import(gil, c"builtins")?.get(c"ResourceWarning")?,
+            set_result_unless_cancelled: Obj::import(gil, c"asyncio.futures")?
+                .get(c"_set_result_unless_cancelled")?,
+            sendfile_fallback: Obj::import(gil, c"asyncio.constants")?
+                .get(c"_SendfileMode")?
+                .get(c"FALLBACK")?,
+            loop_keyword: Obj::tuple(gil, &["loop".to_obj(gil)?])?,
+        })
+    }
+
+    fn traverse(&self, visit: &mut Visit) {
+        self.names.traverse(visit);
+        visit.class(&self.event_loop);
+        visit.class(&self.handle);
+        visit.class(&self.timer);
+        visit.class(&self.watch);
+        visit.class(&self.transport);
+        visit.class(&self.listener);
+        for obj in [
+            &self.future,
+            &self.task,
+            &self.base_create_task,
+            &self.buffered_protocol,
+            &self.transport_socket,
+            &self.socket,
+            &self.extract_stack,
+            &self.to_fd,
+            &self.warn,
+            &self.resource_warning,
+            &self.set_result_unless_cancelled,
+            &self.sendfile_fallback,
+            &self.loop_keyword,
+        ] {
+            visit.obj(obj);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! `Listener`: a listening socket with one multishot accept.
+
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+
+use super::StreamTransport;
+use crate::driver::{OpId, Outcome};
+use crate::event_loop::{Completion, EventLoop, Owner};
+use crate::py::{
+    Args, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, Signature, ToObj, Type, Visit,
+    copy_context, copy_current_context, enter_context, state_of_type,
+};
+use crate::state::State;
+
+/// Errors of accept(2) after which asyncio waits a second: a resource is used up.
+const OUT_OF_RESOURCE: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+
+/// Errors that concern one connection that is gone already.
+const TRANSIENT: [i32; 3] = [libc::ECONNABORTED, libc::EINTR, libc::EAGAIN];
+
+pub struct Listener {
+    home: Ref<EventLoop>,
+    fd: RawFd,
+    sock: ObjCell,
+    factory: ObjCell,
+    /// What to pass on for TLS, or None: a callable that takes an accepted Python socket.
+    accept_socket: ObjCell,
+    server: ObjCell,
+    context: Obj,
+    op: Cell<Option<OpId>>,
+    closed: Cell<bool>,
+}
+
+const CONSTRUCTOR: Signature<5> = Signature {
+    function: "Listener",
+    names: ["loop", "sock", "protocol_factory", "server", "accept_socket"],
+    required: 3,
+    positional: 5,
+};
+
+impl Listener {
+    /// Starts to accept on a listening socket. Connections become native transports, unless
+    /// `accept_socket` is to be called with a new Python socket for each.
+    fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
+        let state = state_of_type::<State, _>(class)?;
+        let [home, sock, factory, server, accept_socket] = args.bind(&CONSTRUCTOR)?;
+        let (Some(home), Some(sock)) = (home, sock) else {
+            return Err(Exc::type_error(args.gil, "missing argument"));
+        };
+        let home = state.event_loop.cast(home)?;
+        EventLoop::check_closed(home)?;
+        let optional = |value: Option<&Obj>| ObjCell::from(value.and_then(Obj::some).cloned());
+        let this = class.alloc(Listener {
+            home: home.clone(),
+            fd: sock.call_method(&state.names.fileno, [])?.to_i32()?,
+            sock: ObjCell::new(sock.clone()),
+            factory: optional(factory),
+            accept_socket: optional(accept_socket),
+            server: optional(server),
+            context: copy_current_context(args.gil)?,
+            op: Cell::new(None),
+            closed: Cell::new(false),
+        })?;
+        Self::accept(&this)?;
+        Ok(this)
+    }
+
+    fn accept(this: &Ref<Self>) -> Result<()> {
+        if this.closed.get() || this.op.get().is_some() {
+            return Ok(());
+        }
+        let owner = Owner::new(this.clone(), Listener::on_completion);
+        let fd = this.fd;
+        let op = EventLoop::with_ring(&this.home, |driver| driver.accept(fd, owner))?;
+        this.op.set(Some(op));
+        Ok(())
+    }
+
+    /// Stops accepting. On return the kernel does not use the socket any more.
+    fn close(this: &Ref<Self>) -> Result<()> {
+        this.closed.set(true);
+        if let Some(op) = this.op.take() {
+            this.home.cancel_ops(&[op]);
+        }
+        Ok(())
+    }
+
+    fn on_completion(this: &Ref<Self>, completion: Completion) -> Result<()> {
+        if this.op.get() != Some(completion.op) {
+            // Closed meanwhile: a connection that was accepted after all is dropped, as one in
+            // the backlog is.
+            return Ok(());
+        }
+        if !completion.more {
+            this.op.set(None);
+        }
+        let Outcome::Accept(result) = completion.outcome else { return Ok(()) };
+        match result {
+            Ok(fd) => Self::on_connection(this, fd)?,
+            Err(error) => return Self::on_error(this, error),
+        }
+        if completion.more { Ok(()) } else { Self::accept(this) }
+    }
+
+    fn on_connection(this: &Ref<Self>, fd: OwnedFd) -> Result<()> {
+        let server = this.server.get();
+        if let Some(accept_socket) = this.accept_socket.get() {
+            let sock = python_socket(&this.home, fd)?;
+            let _entered = enter_context(&this.context)?;
+            accept_socket.call([&sock])?;
+            return Ok(());
+        }
+        let Some(factory) = this.factory.get() else { return Ok(()) };
+        accept_stream(&this.home, fd, &factory, server.as_ref(), &this.context).map(drop)
+    }
+
+    fn on_error(this: &Ref<Self>, error: io::Error) -> Result<()> {
+        let errno = error.raw_os_error().unwrap_or(0);
+        if TRANSIENT.contains(&errno) {
+            return Self::accept(this);
+        }
+        let exhausted = OUT_OF_RESOURCE.contains(&errno).to_obj(this.gil())?;
+        let error = Exc::os(this.gil(), &error);
+        // Reports the error; after a while `_accept` is called where trying again makes sense.
+        let names = &this.home.state.names;
+        let args = [this.obj(), error.object(), &exhausted];
+        this.home.obj().call_method(&names._accept_failed, args).map(drop)
+    }
+
+    fn get_sock(this: &Ref<Self>) -> Result<Option<Obj>> {
+        Ok(this.sock.get())
+    }
+}
+
+/// Makes a protocol and a transport for an accepted connection and starts them. An exception of
+/// the factory closes the connection and nothing else.
+pub fn accept_stream(
+    home: &Ref<EventLoop>,
+    fd: OwnedFd,
+    factory: &Obj,
+    server: Option<&Obj>,
+    context: &Obj,
+) -> Result<Option<Ref<StreamTransport>>> {
+    let context = copy_context(context)?;
+    let made = {
+        let _entered = enter_context(&context)?;
+        factory.call([])
+    };
+    let made = made.and_then(|protocol| {
+        StreamTransport::accepted(home, fd, &protocol, server, context.clone())
+    });
+    match made {
+        Ok(transport) => {
+            StreamTransport::start_now(&transport)?;
+            Ok(Some(transport))
+        }
+        Err(error) if error.is_exit() => Err(error),
+        Err(error) => {
+            // asyncio tells of it in debug mode only.
+            home.obj().call_method(&home.state.names._connection_failed, [error.object()])?;
+            Ok(None)
+        }
+    }
+}
+
+fn python_socket(home: &Ref<EventLoop>, fd: OwnedFd) -> Result<Obj> {
+    let state = &home.state;
+    let gil = home.gil();
+    let names = Obj::tuple(gil, std::slice::from_ref(&state.names.fileno))?;
+    let sock = state.socket.call_with_names(&[&fd.into_raw_fd().to_obj(gil)?], &names)?;
+    sock.call_method(&state.names.setblocking, [&false.to_obj(gil)?])?;
+    Ok(sock)
+}
+
+impl Native for Listener {
+    const NAME: &'static CStr = c"kloop._kloop.Listener";
+    const DOC: &'static CStr = c"A listening socket that accepts connections on a loop.";
+    const CONSTRUCT: Option<fn(&Type<Self>, &Args) -> Result<Ref<Self>>> =
+        Some(Listener::construct);
+    const METHODS: &'static [Method<Self>] = &[
+        Method::noargs(c"close", Listener::close),
+        Method::noargs(c"_accept", Listener::accept),
+        Method::END,
+    ];
+    const GETSETS: &'static [GetSet<Self>] =
+        &[GetSet::get(c"sock", Listener::get_sock), GetSet::END];
+
+    fn traverse(&self, visit: &mut Visit) {
+        visit.native(&self.home);
+        visit.obj(&self.context);
+        for cell in [&self.sock, &self.factory, &self.accept_socket, &self.server] {
+            visit.cell(cell);
+        }
+    }
+
+    fn clear(&self) {
+        self.sock.set(None);
+        self.factory.set(None);
+        self.accept_socket.set(None);
+        self.server.set(None);
+    }
+}

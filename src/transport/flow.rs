@@ -1,0 +1,74 @@
+//! Write flow control: high and low water marks, as asyncio's transports have them.
+
+use super::StreamTransport;
+use super::stream::HIGH_WATER;
+use crate::py::{Args, Exc, Obj, Ref, Result, Signature, ToObj};
+
+const SET_LIMITS: Signature<2> = Signature {
+    function: "set_write_buffer_limits",
+    names: ["high", "low"],
+    required: 0,
+    positional: 2,
+};
+
+impl StreamTransport {
+    pub(super) fn get_write_buffer_size(this: &Ref<Self>) -> Result<usize> {
+        Ok(this.unsent.get())
+    }
+
+    pub(super) fn get_write_buffer_limits(this: &Ref<Self>) -> Result<Obj> {
+        let gil = this.gil();
+        let (low, high) = (this.low_water.get().to_obj(gil)?, this.high_water.get().to_obj(gil)?);
+        Obj::tuple(gil, &[low, high])
+    }
+
+    /// Marks in bytes; `ValueError` unless high >= low >= 0.
+    pub(super) fn set_write_buffer_limits(this: &Ref<Self>, args: &Args) -> Result<()> {
+        let [high, low] = args.bind(&SET_LIMITS)?;
+        let number = |value: Option<&Obj>| value.and_then(Obj::some).map(Obj::to_i64).transpose();
+        let (high, low) = (number(high)?, number(low)?);
+        let high = match (high, low) {
+            (Some(high), _) => high,
+            (None, Some(low)) => low.saturating_mul(4),
+            (None, None) => HIGH_WATER as i64,
+        };
+        let low = low.unwrap_or(high.div_euclid(4));
+        match (usize::try_from(high), usize::try_from(low)) {
+            (Ok(high), Ok(low)) if high >= low => {
+                this.high_water.set(high);
+                this.low_water.set(low);
+                Self::maybe_pause_protocol(this)
+            }
+            _ => Err(Exc::value_error(
+                args.gil,
+                format!("high ({high}) must be >= low ({low}) must be >= 0"),
+            )),
+        }
+    }
+
+    pub(super) fn maybe_pause_protocol(this: &Ref<Self>) -> Result<()> {
+        if this.unsent.get() <= this.high_water.get() || this.protocol_paused.replace(true) {
+            return Ok(());
+        }
+        let name = &this.home.state.names.pause_writing;
+        Self::tell_protocol(this, name, "protocol.pause_writing() failed")
+    }
+
+    pub(super) fn maybe_resume_protocol(this: &Ref<Self>) -> Result<()> {
+        if !this.protocol_paused.get() || this.unsent.get() > this.low_water.get() {
+            return Ok(());
+        }
+        this.protocol_paused.set(false);
+        let name = &this.home.state.names.resume_writing;
+        Self::tell_protocol(this, name, "protocol.resume_writing() failed")
+    }
+
+    fn tell_protocol(this: &Ref<Self>, method: &Obj, message: &str) -> Result<()> {
+        let Some(protocol) = this.protocol.get() else { return Ok(()) };
+        match protocol.call_method(method, []) {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_exit() => Err(error),
+            Err(error) => Self::report(this, message, error.object()),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Native transports: stream sockets, and the listeners that accept them.
+//!
+//! A transport reads when its multishot poll says so, with a direct `recv`, and writes with a
+//! direct `send`; only what the socket does not take at once goes through the ring. The contract
+//! is that of asyncio's selector transports, message texts included.
+
+mod accept;
+mod address;
+mod flow;
+mod info;
+mod lifecycle;
+mod read;
+mod stream;
+mod write;
+
+pub use accept::{Listener, accept_stream};
+pub use stream::StreamTransport;

@@ -1,0 +1,343 @@
+"""The sock_ methods of the loop, and the inherited UDP, pipe, Unix and subprocess support."""
+
+import asyncio
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from support import (
+    LOCALHOST,
+    connected_sockets,
+    fill_socket,
+    listener,
+    pattern,
+    settle,
+    unused_port,
+)
+
+Loop = asyncio.AbstractEventLoop
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, theirs = connected_sockets()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def small_pair() -> Iterator[Pair]:
+    ours, theirs = connected_sockets(small=True)
+    with ours, theirs:
+        yield ours, theirs
+
+
+async def test_sock_recv_gets_what_is_there(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.send(b"data")
+    assert await loop.sock_recv(ours, 3) == b"dat"
+    assert await loop.sock_recv(ours, 100) == b"a"
+
+
+async def test_sock_recv_waits(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+    task = loop.create_task(loop.sock_recv(ours, 100))
+    await settle()
+    assert not task.done()
+    theirs.send(b"data")
+    assert await task == b"data"
+
+
+async def test_sock_recv_at_the_end_of_the_stream(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+    task = loop.create_task(loop.sock_recv(ours, 100))
+    await settle()
+    theirs.shutdown(socket.SHUT_WR)
+    assert await task == b""
+    assert await loop.sock_recv(ours, 100) == b""
+
+
+async def test_sock_recv_into(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+    buffer = bytearray(b"........")
+    theirs.send(b"now")
+    assert await loop.sock_recv_into(ours, buffer) == 3
+    assert buffer == b"now....."
+    task = loop.create_task(loop.sock_recv_into(ours, memoryview(buffer)[3:]))
+    await settle()
+    theirs.send(b"later, cut")
+    assert await task == 5
+    assert buffer == b"nowlater"
+
+
+async def test_a_cancelled_sock_recv_takes_no_data(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+    for _ in range(10):
+        task = loop.create_task(loop.sock_recv(ours, 100))
+        await settle(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    theirs.send(b"data")
+    assert await loop.sock_recv(ours, 100) == b"data"
+    assert loop.remove_reader(ours) is False
+
+
+async def test_a_cancelled_sock_recv_into_leaves_the_buffer_free(loop: Loop, pair: Pair) -> None:
+    ours, theirs = pair
+    buffer = bytearray(8)
+    task = loop.create_task(loop.sock_recv_into(ours, buffer))
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    buffer += b"grown"
+    theirs.send(b"data")
+    assert await loop.sock_recv(ours, 100) == b"data"
+    assert buffer == b"\0" * 8 + b"grown"
+
+
+async def test_sock_sendall_sends_everything(loop: Loop, small_pair: Pair) -> None:
+    ours, theirs = small_pair
+    data = pattern(3_000_000)
+    task = loop.create_task(loop.sock_sendall(ours, data))
+    await settle()
+    assert not task.done()
+    got = bytearray()
+    while len(got) < len(data):
+        got += await loop.sock_recv(theirs, 100_000)
+    assert await task is None  # type: ignore[func-returns-value]
+    assert got == data
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_sock_sendall_takes_bytes_likes(loop: Loop, pair: Pair, kind: type) -> None:
+    ours, theirs = pair
+    await loop.sock_sendall(ours, kind(b"data"))
+    await loop.sock_sendall(ours, kind(b""))
+    assert theirs.recv(100) == b"data"
+
+
+async def test_a_cancelled_sock_sendall_stops(loop: Loop, small_pair: Pair) -> None:
+    ours, theirs = small_pair
+    filled = fill_socket(ours)
+    task = loop.create_task(loop.sock_sendall(ours, b"never sent"))
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    ours.shutdown(socket.SHUT_WR)
+    got = 0
+    while chunk := await loop.sock_recv(theirs, 100_000):
+        got += len(chunk)
+        assert b"never" not in chunk
+    assert got == filled
+
+
+async def test_sock_sendall_to_a_socket_that_was_reset(loop: Loop, small_pair: Pair) -> None:
+    ours, theirs = small_pair
+    fill_socket(ours)
+    task = loop.create_task(loop.sock_sendall(ours, b"x" * 1000))
+    await settle()
+    theirs.close()  # with unread data: a reset
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        await task
+
+
+async def test_sock_connect_and_sock_accept(loop: Loop) -> None:
+    with listener() as listening, socket.socket() as client:
+        listening.setblocking(False)
+        client.setblocking(False)
+        accepting = loop.create_task(loop.sock_accept(listening))
+        await settle()
+        assert not accepting.done()
+        await loop.sock_connect(client, listening.getsockname())
+        accepted, address = await accepting
+        with accepted:
+            assert address == client.getsockname()
+            assert accepted.gettimeout() == 0
+            client.send(b"data")
+            assert await loop.sock_recv(accepted, 100) == b"data"
+
+
+async def test_sock_connect_refused(loop: Loop) -> None:
+    with socket.socket() as client:
+        client.setblocking(False)
+        with pytest.raises(ConnectionRefusedError):
+            await loop.sock_connect(client, (LOCALHOST, unused_port()))
+
+
+async def test_a_cancelled_sock_accept_leaves_the_connection_to_the_next(loop: Loop) -> None:
+    with listener() as listening, socket.socket() as client:
+        listening.setblocking(False)
+        task = loop.create_task(loop.sock_accept(listening))
+        await settle()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        client.connect(listening.getsockname())
+        accepted, address = await loop.sock_accept(listening)
+        accepted.close()
+        assert address == client.getsockname()
+
+
+async def test_a_cancelled_sock_connect(loop: Loop) -> None:
+    with listener(backlog=0) as listening, socket.socket() as first, socket.socket() as client:
+        first.connect(listening.getsockname())  # the backlog is full: the next one waits
+        client.setblocking(False)
+        task = loop.create_task(loop.sock_connect(client, listening.getsockname()))
+        await settle()
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert loop.remove_writer(client) is False
+
+
+async def test_reading_and_writing_one_socket_at_once(loop: Loop, small_pair: Pair) -> None:
+    ours, theirs = small_pair
+    data = pattern(1_000_000)
+
+    async def echo() -> None:
+        while chunk := await loop.sock_recv(theirs, 65536):
+            await loop.sock_sendall(theirs, chunk)
+        theirs.shutdown(socket.SHUT_WR)
+
+    async def send() -> None:
+        await loop.sock_sendall(ours, data)
+        ours.shutdown(socket.SHUT_WR)
+
+    got = bytearray()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(echo())
+        group.create_task(send())
+        while chunk := await loop.sock_recv(ours, 65536):
+            got += chunk
+    assert got == data
+
+
+async def test_blocking_sockets_are_refused_in_debug_mode(loop: Loop, pair: Pair) -> None:
+    ours, _ = pair
+    ours.setblocking(True)
+    loop.set_debug(True)
+    with pytest.raises(ValueError, match="the socket must be non-blocking"):
+        await loop.sock_recv(ours, 1)
+    with pytest.raises(ValueError, match="the socket must be non-blocking"):
+        await loop.sock_sendall(ours, b"x")
+
+
+async def test_datagrams_with_sock_methods(loop: Loop) -> None:
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as ours,
+        socket.socket(type=socket.SOCK_DGRAM) as theirs,
+    ):
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+            sock.bind((LOCALHOST, 0))
+        task = loop.create_task(loop.sock_recvfrom(ours, 100))
+        await settle()
+        assert await loop.sock_sendto(theirs, b"datagram", ours.getsockname()) == 8
+        assert await task == (b"datagram", theirs.getsockname())
+
+
+class Datagrams(asyncio.DatagramProtocol):
+    def __init__(self) -> None:
+        self.got: asyncio.Queue[tuple[bytes, tuple[str, int]]] = asyncio.Queue()
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.got.put_nowait((data, addr))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+async def test_udp_endpoints(loop: Loop) -> None:
+    server, server_protocol = await loop.create_datagram_endpoint(
+        Datagrams, local_addr=(LOCALHOST, 0)
+    )
+    client, client_protocol = await loop.create_datagram_endpoint(
+        Datagrams, remote_addr=server.get_extra_info("sockname")
+    )
+    client.sendto(b"question")
+    data, address = await server_protocol.got.get()
+    assert (data, address) == (b"question", client.get_extra_info("sockname"))
+    server.sendto(b"answer", address)
+    assert (await client_protocol.got.get())[0] == b"answer"
+    for transport in (server, client):
+        transport.close()
+    assert await server_protocol.lost is None
+    assert await client_protocol.lost is None
+
+
+async def test_pipes(loop: Loop) -> None:
+    reading, writing = os.pipe()
+    reader = asyncio.StreamReader()
+    source, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", 0)
+    )
+    sink, protocol = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, os.fdopen(writing, "wb", 0)
+    )
+    writer = asyncio.StreamWriter(sink, protocol, None, loop)
+    data = pattern(300_000)
+    writer.write(data)
+    assert await reader.readexactly(len(data)) == data
+    writer.close()
+    assert await reader.read() == b""
+    source.close()
+    await asyncio.sleep(0)
+
+
+async def test_unix_sockets(loop: Loop) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+        writer.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "socket")
+        server = await asyncio.start_unix_server(handle, path)
+        async with server:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"hello\n")
+            assert await reader.read() == b"HELLO\n"
+            writer.close()
+            await writer.wait_closed()
+        await server.wait_closed()
+
+
+async def test_a_subprocess(loop: Loop) -> None:
+    code = "import sys; data = sys.stdin.read(); print(data.upper(), end=''); sys.exit(3)"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await child.communicate(b"hello")
+    assert output == b"HELLO"
+    assert child.returncode == 3
+
+
+async def test_a_subprocess_that_is_killed(loop: Loop) -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "print(flush=True); import time; time.sleep(100)", stdout=-1
+    )
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"\n"
+    child.kill()
+    assert await child.wait() == -9
+    assert await child.stdout.read() == b""
+
+
+async def test_getaddrinfo_and_getnameinfo(loop: Loop) -> None:
+    infos = await loop.getaddrinfo(LOCALHOST, 80, type=socket.SOCK_STREAM)
+    assert infos == socket.getaddrinfo(LOCALHOST, 80, type=socket.SOCK_STREAM)
+    name = await loop.getnameinfo((LOCALHOST, 80), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    assert name == (LOCALHOST, "80")
