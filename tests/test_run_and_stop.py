@@ -308,8 +308,8 @@ def test_a_hundred_loops_leave_no_descriptor(new_loop: Callable[[], Loop]) -> No
 def test_an_unclosed_loop_warns(new_loop: Callable[[], Loop]) -> None:
     loops = [new_loop()]
     loops[0].run_until_complete(asyncio.sleep(0))
-    loops.clear()
     with pytest.warns(ResourceWarning, match="unclosed event loop"):
+        loops.clear()
         gc.collect()
 
 

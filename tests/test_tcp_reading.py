@@ -193,25 +193,25 @@ async def test_data_that_is_due_is_held_back_by_pause_reading(loop: Loop, make: 
 
 @BOTH_KINDS
 async def test_reading_can_be_paused_while_data_is_received(loop: Loop, make: Kind) -> None:
-    data = pattern(2_000_000)
+    sent = pattern(2_000_000)
     async with linked(make) as link:
         protocol, transport = link.protocol, link.transport
         deliveries = 0
         delivered = asyncio.Event()
         arrived = protocol.arrived
 
-        def pausing(chunk: bytes | bytearray | memoryview) -> None:
+        def pausing(data: bytes | bytearray | memoryview) -> None:
             nonlocal deliveries
             assert transport.is_reading()
-            arrived(chunk)
+            arrived(data)
             deliveries += 1
             transport.pause_reading()
             delivered.set()
 
         protocol.arrived = pausing  # type: ignore[method-assign]
-        sending = loop.create_task(loop.sock_sendall(link.peer, data))
+        sending = loop.create_task(loop.sock_sendall(link.peer, sent))
         expected = 0
-        while len(protocol.data) < len(data):
+        while len(protocol.data) < len(sent):
             await delivered.wait()
             delivered.clear()
             expected += 1
@@ -219,7 +219,7 @@ async def test_reading_can_be_paused_while_data_is_received(loop: Loop, make: Ki
                 await settle()
             assert deliveries == expected
             transport.resume_reading()
-        assert protocol.data == data
+        assert protocol.data == sent
         await sending
 
 
@@ -247,7 +247,7 @@ async def test_pause_and_resume_at_once_lose_nothing(loop: Loop) -> None:
             link.transport.pause_reading()
             await asyncio.sleep(0)
             link.transport.resume_reading()
-            await asyncio.sleep(0)
+            await settle(1)
         assert link.protocol.data == data
         await sending
 
@@ -296,9 +296,9 @@ async def test_closing_while_data_is_received_ends_the_delivery(loop: Loop, make
         protocol, transport = link.protocol, link.transport
         arrived = protocol.arrived
 
-        def closing(chunk: bytes | bytearray | memoryview) -> None:
+        def closing(data: bytes | bytearray | memoryview) -> None:
             assert not transport.is_closing()
-            arrived(chunk)
+            arrived(data)
             transport.close()
 
         protocol.arrived = closing  # type: ignore[method-assign]
@@ -339,8 +339,8 @@ async def test_the_kind_of_the_protocol_can_be_changed(
         if from_within:
             arrived = first.arrived
 
-            def switching(chunk: bytes | bytearray | memoryview) -> None:
-                arrived(chunk)
+            def switching(data: bytes | bytearray | memoryview) -> None:
+                arrived(data)
                 transport.set_protocol(second)
 
             first.arrived = switching  # type: ignore[method-assign]

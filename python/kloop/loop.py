@@ -201,7 +201,7 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
         finally:
             self._current_handle = None
 
-    def _debug_log(self, message: str, error: BaseException) -> None:
+    def _debug_log(self, message: str, error: BaseException | None = None) -> None:
         logger.debug("%s", message, exc_info=error)
 
     def _warn(self, message: str) -> None:

@@ -276,11 +276,14 @@ mod loom_tests {
                 let permit = token.prepare();
                 token.abandon(permit);
             }
-            while pushed.load(Ordering::Relaxed) < producers * each {
+            loop {
                 if token.prepare() == Permit::Sleep {
                     bell.wait();
                 }
                 token.finish();
+                if pushed.load(Ordering::Relaxed) == producers * each {
+                    break;
+                }
             }
         });
     }

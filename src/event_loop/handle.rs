@@ -148,11 +148,11 @@ impl Handle {
         if this.cancelled.get() {
             return Ok(());
         }
+        this.cancelled.set(true);
         if this.home.debug() {
             // Debug messages show what was cancelled.
             this.kept_repr.set(Some(Handle::describe(this)?.to_obj(this.gil())?));
         }
-        this.cancelled.set(true);
         this.home.timer_cancelled(this);
         drop(this.callback.take());
         drop(this.args.replace(CallArgs::NONE));

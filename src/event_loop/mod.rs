@@ -46,7 +46,8 @@ pub const READ_SIZE: usize = 256 * 1024;
 pub struct EventLoop {
     pub state: StateRef<State>,
     driver: RefCell<Option<Driver<Owner>>>,
-    waker: RefCell<Waker>,
+    /// Gone once the loop is closed, like the driver.
+    waker: RefCell<Option<Waker>>,
     /// The thread that made the ring, which alone may use it.
     ring_thread: Cell<u64>,
     ready: RefCell<VecDeque<Ref<Handle>>>,
@@ -72,7 +73,7 @@ impl EventLoop {
         let driver = new_driver(class.obj())?;
         class.alloc(EventLoop {
             state,
-            waker: RefCell::new(driver.waker()),
+            waker: RefCell::new(Some(driver.waker())),
             driver: RefCell::new(Some(driver)),
             ring_thread: Cell::new(thread_id(args.gil)),
             ready: RefCell::default(),
@@ -170,7 +171,7 @@ impl EventLoop {
         if this.transports.borrow().contains(&fd) {
             return Err(Exc::runtime_error(
                 this.gil(),
-                format!("File descriptor {} is used by a transport", file.repr()),
+                format!("File descriptor {} is used by transport", file.repr()),
             ));
         }
         Ok(())
@@ -196,7 +197,7 @@ impl EventLoop {
             ));
         }
         let driver = new_driver(this.obj())?;
-        this.waker.replace(driver.waker());
+        this.waker.replace(Some(driver.waker()));
         this.ring_thread.set(thread);
         drop(this.driver.replace(Some(driver)));
         Ok(())
@@ -206,6 +207,7 @@ impl EventLoop {
     fn close_ring(this: &Ref<EventLoop>) -> Result<()> {
         let driver = this.driver.try_borrow_mut().ok().and_then(|mut driver| driver.take());
         let owners = driver.map(|mut driver| driver.close());
+        this.waker.replace(None);
         this.forget_callbacks();
         drop(owners);
         Ok(())

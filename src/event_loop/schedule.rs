@@ -26,7 +26,7 @@ impl EventLoop {
         let handle = Handle::create(this, callback, rest, context)?;
         // The caller holds the GIL, so the loop's thread is not inside a borrow of the queue.
         this.push_ready(handle.clone());
-        this.waker.borrow().wake();
+        Self::wake(this)?;
         Ok(handle)
     }
 
@@ -38,7 +38,7 @@ impl EventLoop {
             return Err(Exc::type_error(args.gil, "delay must not be None"));
         }
         let when = now() + delay.to_f64()?;
-        Self::schedule(this, "call_later", when, rest, args)
+        Self::schedule(this, when, rest, args)
     }
 
     pub(super) fn call_at(this: &Ref<EventLoop>, args: &Args) -> Result<Ref<Handle>> {
@@ -49,22 +49,21 @@ impl EventLoop {
             return Err(Exc::type_error(args.gil, "when cannot be None"));
         }
         let when = when.to_f64()?;
-        Self::schedule(this, "call_at", when, rest, args)
+        Self::schedule(this, when, rest, args)
     }
 
     fn schedule(
         this: &Ref<EventLoop>,
-        method: &'static str,
         when: f64,
         positional: &[Obj],
         args: &Args,
     ) -> Result<Ref<Handle>> {
         let callback_args = Args { positional, ..*args };
-        let (callback, rest, context) = this.callback_args(method, &callback_args)?;
+        let (callback, rest, context) = this.callback_args("call_at", &callback_args)?;
         Self::check_closed(this)?;
         if this.debug() {
             this.obj().call_method(&this.state.names._check_thread, [])?;
-            Self::check_callback(this, callback, method)?;
+            Self::check_callback(this, callback, "call_at")?;
         }
         let timer = Handle::create_timer(this, when, callback, rest, context)?;
         this.timers.borrow_mut().push(timer.clone());
@@ -78,7 +77,9 @@ impl EventLoop {
 
     /// Wakes the loop if it sleeps. May be called from any thread that holds the GIL.
     pub(super) fn wake(this: &Ref<EventLoop>) -> Result<()> {
-        this.waker.borrow().wake();
+        if let Some(waker) = this.waker.borrow().as_ref() {
+            waker.wake();
+        }
         Ok(())
     }
 

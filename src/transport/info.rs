@@ -59,14 +59,24 @@ impl StreamTransport {
         Ok(all)
     }
 
-    /// An asyncio.trsock.TransportSocket; None if nobody asked before the connection closed.
+    /// An asyncio.trsock.TransportSocket. Of a connection that nobody asked about while it was open
+    /// it is that of another, closed socket.
     fn socket_info(&self) -> Result<Option<Obj>> {
-        if !self.socket_info.is_some()
-            && let Some(sock) = self.ensure_socket()?
-        {
-            self.socket_info.set(Some(self.home.state.transport_socket.call([&sock])?));
+        if let Some(known) = self.socket_info.get() {
+            return Ok(Some(known));
         }
-        Ok(self.socket_info.get())
+        let state = &self.home.state;
+        let sock = match self.ensure_socket()? {
+            Some(sock) => sock,
+            None => {
+                let sock = state.socket.call([])?;
+                sock.call_method(&state.names.close, [])?;
+                sock
+            }
+        };
+        let info = state.transport_socket.call([&sock])?;
+        self.socket_info.set(Some(info.clone()));
+        Ok(Some(info))
     }
 
     pub(super) fn python_socket(this: &Ref<Self>) -> Result<Option<Obj>> {

@@ -77,11 +77,20 @@ impl StreamTransport {
         if !error.is_os_error() {
             Self::report(this, message, error.object())?;
         } else if this.home.debug() {
-            let text = format!("{}: {message}", Obj::repr(this.obj()));
+            let text = format!("{}: {message}", this.obj().repr()).to_obj(this.gil())?;
             let method = &this.home.state.names._debug_log;
-            this.home.obj().call_method(method, [&text.to_obj(this.gil())?, error.object()])?;
+            this.home.obj().call_method(method, [&text, error.object()])?;
         }
         Self::force_close(this, Some(error.object()))
+    }
+
+    /// In debug mode, logs what the transport does.
+    pub(super) fn debug_log(this: &Ref<Self>, what: &str) -> Result<()> {
+        if !this.home.debug() {
+            return Ok(());
+        }
+        let text = format!("{} {what}", this.obj().repr()).to_obj(this.gil())?;
+        this.home.obj().call_method(&this.home.state.names._debug_log, [&text]).map(drop)
     }
 
     /// Tells the loop's exception handler about an error.

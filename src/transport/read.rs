@@ -169,6 +169,7 @@ impl StreamTransport {
     }
 
     fn on_eof(this: &Ref<Self>) -> Result<()> {
+        Self::debug_log(this, "received EOF")?;
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
         let answer = protocol
             .call_method(&this.home.state.names.eof_received, [])
@@ -193,10 +194,11 @@ impl StreamTransport {
     }
 
     pub(super) fn pause_reading(this: &Ref<Self>) -> Result<()> {
-        if Self::is_reading(this)? {
-            this.paused.set(true);
+        if !Self::is_reading(this)? {
+            return Ok(());
         }
-        Ok(())
+        this.paused.set(true);
+        Self::debug_log(this, "pauses reading")
     }
 
     /// What came during the pause is read in the next turn.
@@ -208,6 +210,6 @@ impl StreamTransport {
             let read = this.obj().get(c"_read_ready")?;
             EventLoop::soon(&this.home, &read, &[], Some(&this.context))?;
         }
-        Ok(())
+        Self::debug_log(this, "resumes reading")
     }
 }

@@ -43,6 +43,32 @@ fn multishot_poll_reports_each_arrival_and_what_was_there() {
     assert_eq!(driver.in_flight(), 1);
 }
 
+/// What lets a reader stop at a short count.
+#[test]
+fn an_end_that_comes_with_data_is_reported() {
+    const RDHUP: u32 = libc::POLLRDHUP as u32;
+    let mut driver = driver();
+    for separately in [false, true] {
+        let (near, mut far) = pair();
+        let op = driver.poll(near.as_raw_fd(), IN | RDHUP, true, 5).unwrap();
+        no_event(&mut driver);
+        far.write_all(b"last").unwrap();
+        if separately {
+            let report = event(&mut driver);
+            assert!(matches!(report.outcome, Outcome::Poll(Ok(IN))), "{report:?}");
+        }
+        far.shutdown(Shutdown::Write).unwrap();
+        let mut mask = 0;
+        while mask & RDHUP == 0 {
+            let Outcome::Poll(Ok(more)) = event(&mut driver).outcome else { panic!() };
+            mask |= more;
+        }
+        assert_eq!(mask, IN | RDHUP);
+        driver.cancel(&[op]).unwrap();
+        finish(&mut driver);
+    }
+}
+
 #[test]
 fn poll_for_writing_reports_room() {
     let mut driver = driver();
