@@ -4,6 +4,7 @@ pub mod driver;
 
 #[cfg(feature = "python")]
 mod event_loop;
+pub mod percore;
 #[cfg(feature = "python")]
 mod py;
 #[cfg(feature = "python")]

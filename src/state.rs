@@ -3,7 +3,8 @@
 use std::ffi::CStr;
 
 use crate::event_loop::{EventLoop, Handle, Watch};
-use crate::py::{FreeList, Function, ModuleState, Obj, Result, ToObj, Type, Visit};
+use crate::percore::{Cores, Worker};
+use crate::py::{FreeList, ModuleState, Obj, Result, ToObj, Type, Visit};
 use crate::transport::{Listener, StreamTransport};
 
 macro_rules! names {
@@ -58,6 +59,8 @@ names!(
 );
 
 pub struct State {
+    /// Declared before the types: memory is given back while the type it was used for lives.
+    pub handles: FreeList,
     pub names: Names,
     pub event_loop: Type<EventLoop>,
     pub handle: Type<Handle>,
@@ -65,7 +68,8 @@ pub struct State {
     pub watch: Type<Watch>,
     pub transport: Type<StreamTransport>,
     pub listener: Type<Listener>,
-    pub handles: FreeList,
+    pub cores: Type<Cores>,
+    pub worker: Type<Worker>,
     /// `asyncio.Future` and `asyncio.Task`, the C ones where CPython has them.
     pub future: Obj,
     pub task: Obj,
@@ -90,7 +94,6 @@ const SPARE_HANDLES: usize = 1024;
 impl ModuleState for State {
     const NAME: &'static CStr = c"_kloop";
     const DOC: &'static CStr = c"The native half of kloop.";
-    const FUNCTIONS: &'static [Function] = &[Function::END];
 
     fn create(module: &Obj) -> Result<Self> {
         let gil = module.gil();
@@ -106,6 +109,8 @@ impl ModuleState for State {
             watch: Type::create(module, None)?,
             transport: Type::create(module, Some(&asyncio.get(c"Transport")?))?,
             listener: Type::create(module, None)?,
+            cores: Type::create(module, None)?,
+            worker: Type::create(module, None)?,
             handles: FreeList::with_capacity(SPARE_HANDLES),
             future: asyncio.get(c"Future")?,
             task: asyncio.get(c"Task")?,
@@ -134,6 +139,8 @@ impl ModuleState for State {
         visit.class(&self.watch);
         visit.class(&self.transport);
         visit.class(&self.listener);
+        visit.class(&self.cores);
+        visit.class(&self.worker);
         for obj in [
             &self.future,
             &self.task,

@@ -133,6 +133,14 @@ def loop(
 
 
 @pytest.fixture
+def asyncio_leaves_it_to_the_collector(loop_name: str, request: pytest.FixtureRequest) -> None:
+    """Lets the stock loop, and only it, drop sockets in this test without closing them."""
+    if loop_name == "asyncio":
+        for ignored in ("unclosed", ":pytest.PytestUnraisableExceptionWarning"):
+            request.node.add_marker(pytest.mark.filterwarnings(f"ignore:{ignored}"))
+
+
+@pytest.fixture
 def start_child(loop_name: str) -> Iterator[StartChild]:
     """Starts a Python script, in which ``asyncio`` and ``new_event_loop`` are imported."""
     with contextlib.ExitStack() as stack:

@@ -309,8 +309,10 @@ async def settle(rounds: int = 3) -> None:
     theirs.setblocking(False)
     try:
         for _ in range(rounds):
+            waiting = loop.create_task(loop.sock_recv(ours, 1))
+            await asyncio.sleep(0)
             theirs.send(b"x")
-            assert await loop.sock_recv(ours, 1) == b"x"
+            assert await waiting == b"x"
             await asyncio.sleep(0)
     finally:
         ours.close()

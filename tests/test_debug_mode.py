@@ -272,7 +272,7 @@ def test_transports_work_and_are_logged(debug_loop: Loop, caplog: pytest.LogCapt
     assert any("resumes reading" in message for message in messages)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <socket")  # asyncio leaves it to the collector
+@pytest.mark.usefixtures("asyncio_leaves_it_to_the_collector")
 async def test_an_exception_on_accept_is_reported(debug_loop: Loop, errors: ErrorLog) -> None:
     def failing_factory() -> asyncio.Protocol:
         called.set_result(None)

@@ -308,9 +308,13 @@ def test_a_hundred_loops_leave_no_descriptor(new_loop: Callable[[], Loop]) -> No
 def test_an_unclosed_loop_warns(new_loop: Callable[[], Loop]) -> None:
     loops = [new_loop()]
     loops[0].run_until_complete(asyncio.sleep(0))
-    with pytest.warns(ResourceWarning, match="unclosed event loop"):
+
+    def drop() -> None:
         loops.clear()
         gc.collect()
+
+    with pytest.warns(ResourceWarning, match="unclosed event loop"):
+        drop()
 
 
 def test_repr_tells_the_state(loop: Loop) -> None:

@@ -1,5 +1,15 @@
-"""An asyncio runtime on io_uring: one loop in Rust, or one on every core."""
+"""An asyncio runtime on io_uring: one event loop in Rust, or one on every core."""
 
+from kloop._worker import Core, current_core
 from kloop.loop import Loop, new_event_loop, run
+from kloop.percore import WorkerError, serve_per_core
 
-__all__ = ["Loop", "new_event_loop", "run"]
+__all__ = [
+    "Core",
+    "Loop",
+    "WorkerError",
+    "current_core",
+    "new_event_loop",
+    "run",
+    "serve_per_core",
+]

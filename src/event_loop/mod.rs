@@ -6,6 +6,7 @@
 //! then sets without knowing.
 
 mod handle;
+mod mailbox;
 mod schedule;
 mod tasks;
 mod timers;
@@ -18,6 +19,7 @@ use std::ffi::CStr;
 use std::os::fd::RawFd;
 
 pub use handle::Handle;
+pub use mailbox::Mailbox;
 pub use watch::Watch;
 
 use crate::driver::{Config, Driver, OpId, Outcome, Waker};
@@ -65,6 +67,7 @@ pub struct EventLoop {
     /// The identity of the thread that runs the loop, or None.
     thread_id: ObjCell,
     task_factory: ObjCell,
+    mailbox: RefCell<Option<Mailbox>>,
 }
 
 impl EventLoop {
@@ -87,6 +90,7 @@ impl EventLoop {
             debug: Cell::new(false),
             thread_id: ObjCell::empty(),
             task_factory: ObjCell::empty(),
+            mailbox: RefCell::new(None),
         })
     }
 
@@ -332,11 +336,7 @@ impl Native for EventLoop {
         GetSet::get_set(c"_stopping", EventLoop::get_stopping, EventLoop::set_stopping),
         GetSet::get_set(c"_closed", EventLoop::get_closed, EventLoop::set_closed),
         GetSet::get_set(c"_thread_id", EventLoop::get_thread_id, EventLoop::set_thread_id),
-        GetSet::get_set(
-            c"_task_factory",
-            EventLoop::get_task_factory,
-            EventLoop::set_task_factory,
-        ),
+        GetSet::get_set(c"_task_factory", EventLoop::get_task_factory, EventLoop::set_task_factory),
         GetSet::END,
     ];
 
@@ -358,6 +358,11 @@ impl Native for EventLoop {
         if let Ok(watches) = self.watches.try_borrow() {
             watches.values().for_each(|watch| visit.native(watch));
         }
+        if let Ok(mailbox) = self.mailbox.try_borrow()
+            && let Some(mailbox) = mailbox.as_ref()
+        {
+            visit.obj(mailbox.reader());
+        }
         if let Ok(rearm) = self.rearm.try_borrow() {
             rearm.iter().for_each(|watch| visit.native(watch));
         }
@@ -371,5 +376,6 @@ impl Native for EventLoop {
         self.forget_callbacks();
         self.thread_id.set(None);
         self.task_factory.set(None);
+        self.set_mailbox(None);
     }
 }

@@ -28,6 +28,7 @@ impl EventLoop {
         Self::rearm_watches(this)?;
         Self::wait(this)?;
         Self::take_completions(this)?;
+        this.read_mail()?;
         this.expire_timers();
         Self::run_ready(this)
     }
@@ -60,8 +61,7 @@ impl EventLoop {
 
     fn take_completions(this: &Ref<EventLoop>) -> Result<()> {
         while let Some(event) = Self::with_driver(this, |driver| driver.next())? {
-            let completion =
-                Completion { op: event.op, more: event.more, outcome: event.outcome };
+            let completion = Completion { op: event.op, more: event.more, outcome: event.outcome };
             event.owner.call(completion)?;
             // A callback may have closed the loop's ring only by closing the loop, which asyncio
             // forbids while it runs.

@@ -129,9 +129,8 @@ impl Watch {
     fn arm(this: &Ref<Watch>) -> Result<()> {
         let owner = Owner::new(this.clone(), Watch::on_poll);
         let events = this.direction.events();
-        let op = EventLoop::with_ring(&this.home, |driver| {
-            driver.poll(this.fd, events, false, owner)
-        })?;
+        let op =
+            EventLoop::with_ring(&this.home, |driver| driver.poll(this.fd, events, false, owner))?;
         this.op.set(Some(op));
         Ok(())
     }

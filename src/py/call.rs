@@ -37,11 +37,8 @@ impl Obj {
             this: *mut ffi::PyObject,
             args: [*mut ffi::PyObject; N],
         }
-        let mut frame = Frame {
-            slot: std::ptr::null_mut(),
-            this: self.as_ptr(),
-            args: args.map(Obj::as_ptr),
-        };
+        let mut frame =
+            Frame { slot: std::ptr::null_mut(), this: self.as_ptr(), args: args.map(Obj::as_ptr) };
         // SAFETY: live objects; `this` and `args` are adjacent (repr(C)), with a slot before them.
         unsafe {
             let first = (&raw mut frame.slot).add(1);

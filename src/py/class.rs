@@ -138,7 +138,10 @@ pub struct Bound<A, R> {
 impl<A, R> Bound<A, R> {
     #[inline]
     pub fn new<T: Native, F: Fn(&Ref<T>, A) -> R + Copy>(receiver: Ref<T>, _method: F) -> Self {
-        unsafe fn run<T: Native, F: Fn(&Ref<T>, A) -> R + Copy, A, R>(receiver: &Obj, argument: A) -> R {
+        unsafe fn run<T: Native, F: Fn(&Ref<T>, A) -> R + Copy, A, R>(
+            receiver: &Obj,
+            argument: A,
+        ) -> R {
             let ptr = receiver.as_ptr();
             // SAFETY: `new` pairs this function with a receiver of type `T`.
             unsafe { conjure::<F>()(Ref::view(&ptr), argument) }
@@ -249,8 +252,7 @@ impl<T: Native> Type<T> {
         // trampolines match the slots' signatures.
         unsafe {
             let base = base.map_or(std::ptr::null_mut(), Obj::as_ptr);
-            let made =
-                Obj::owned(ffi::PyType_FromModuleAndSpec(module.as_ptr(), &mut spec, base))?;
+            let made = Obj::owned(ffi::PyType_FromModuleAndSpec(module.as_ptr(), &mut spec, base))?;
             if let Some(place) = T::extends() {
                 let class = made.as_ptr();
                 let data = ffi::PyObject_GetTypeData(class, class.cast()) as usize;
@@ -399,7 +401,7 @@ impl<T: Native> Method<T> {
     }
 }
 
-pub(super) const fn method_def(
+const fn method_def(
     name: &'static CStr,
     meth: ffi::PyMethodDefPointer,
     flags: c_int,
@@ -477,7 +479,7 @@ impl<T: Native> GetSet<T> {
 /// # Safety
 /// A value of `F` exists: the tables above take one when an entry is made.
 #[inline]
-pub(super) unsafe fn conjure<F: Copy>() -> F {
+unsafe fn conjure<F: Copy>() -> F {
     const { assert!(size_of::<F>() == 0, "methods are plain functions") };
     // SAFETY: a zero-sized type has no bytes to get wrong, and the caller vouches for inhabitance.
     unsafe { std::mem::transmute_copy(&()) }
@@ -485,7 +487,7 @@ pub(super) unsafe fn conjure<F: Copy>() -> F {
 
 /// Finishes a call from C: a result becomes a new reference, an error the pending exception.
 #[inline]
-pub(super) fn finish<R: ToObj>(gil: Gil, body: impl FnOnce() -> Result<R>) -> *mut ffi::PyObject {
+fn finish<R: ToObj>(gil: Gil, body: impl FnOnce() -> Result<R>) -> *mut ffi::PyObject {
     match guard(gil, || body()?.to_obj(gil)) {
         Ok(obj) => obj.into_ptr(),
         Err(error) => {

@@ -157,11 +157,6 @@ impl Obj {
             }
     }
 
-    pub fn is_int(&self) -> bool {
-        // SAFETY: a live object.
-        unsafe { ffi::PyLong_Check(self.as_ptr()) != 0 }
-    }
-
     pub fn to_i64(&self) -> Result<i64> {
         // SAFETY: a live object.
         let value = unsafe { ffi::PyLong_AsLongLong(self.as_ptr()) };
@@ -214,11 +209,6 @@ impl Obj {
     pub fn is_memoryview(&self) -> bool {
         // SAFETY: a live object.
         unsafe { ffi::PyMemoryView_Check(self.as_ptr()) != 0 }
-    }
-
-    pub fn is_callable(&self) -> bool {
-        // SAFETY: a live object.
-        unsafe { ffi::PyCallable_Check(self.as_ptr()) != 0 }
     }
 
     fn pending(&self) -> Result<()> {

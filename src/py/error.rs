@@ -16,8 +16,6 @@ pub type Result<T> = std::result::Result<T, Exc>;
 /// The built-in exceptions that native code raises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    BufferError,
-    MemoryError,
     OSError,
     RuntimeError,
     SystemError,
@@ -30,8 +28,6 @@ impl Kind {
         // SAFETY: these are static objects of the running CPython, the same in all interpreters.
         unsafe {
             match self {
-                Kind::BufferError => ffi::PyExc_BufferError,
-                Kind::MemoryError => ffi::PyExc_MemoryError,
                 Kind::OSError => ffi::PyExc_OSError,
                 Kind::RuntimeError => ffi::PyExc_RuntimeError,
                 Kind::SystemError => ffi::PyExc_SystemError,
@@ -108,17 +104,8 @@ impl Exc {
         unsafe { ffi::PyErr_SetRaisedException(self.0.into_ptr()) };
     }
 
-    /// An exception object that Python code handed over.
-    pub fn from_object(exception: Obj) -> Self {
-        Exc(exception)
-    }
-
     pub fn object(&self) -> &Obj {
         &self.0
-    }
-
-    pub fn into_object(self) -> Obj {
-        self.0
     }
 
     fn is_a(&self, class: *mut ffi::PyObject) -> bool {

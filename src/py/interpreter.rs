@@ -53,9 +53,7 @@ static CREATION: Mutex<()> = Mutex::new(());
 /// exec, and extension modules without support for own-GIL interpreters are refused.
 ///
 /// The error is CPython's text for why there is no interpreter.
-pub fn run_in_own_interpreter<R>(
-    body: impl FnOnce(Gil) -> R,
-) -> std::result::Result<R, String> {
+pub fn run_in_own_interpreter<R>(body: impl FnOnce(Gil) -> R) -> std::result::Result<R, String> {
     // SAFETY: the main interpreter is attached while the new one is made, as CPython requires.
     // Afterwards the thread is attached to the new interpreter only; `body` drops what it made
     // there before it returns. At the end the thread is attached to main again, to give back the

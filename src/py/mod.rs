@@ -33,10 +33,8 @@ pub use call::CallArgs;
 pub use class::{Bound, GetSet, Method, Native, Offset, Ref, Type, Visit};
 pub use context::{copy_context, copy_current_context, enter_context};
 pub use convert::ToObj;
-pub use error::{Exc, Kind, Result};
-pub use interpreter::{
-    INTERPRETERS_CAN_END, check_signals, detach, interpreter_id, run_in_own_interpreter, thread_id,
-};
-pub use module::{Function, ModuleState, StateRef, module_init, state_of_type};
+pub use error::{Exc, Result};
+pub use interpreter::{check_signals, detach, interpreter_id, run_in_own_interpreter, thread_id};
+pub use module::{ModuleState, StateRef, module_init, state_of_module, state_of_type};
 pub use object::{Gil, Obj, ObjCell};
 pub use recycle::FreeList;

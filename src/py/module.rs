@@ -8,9 +8,7 @@ use std::sync::OnceLock;
 
 use pyo3_ffi as ffi;
 
-use super::args::Args;
-use super::class::{Native, Type, Visit, conjure, finish, method_def};
-use super::convert::ToObj;
+use super::class::{Native, Type, Visit};
 use super::error::{Exc, Result};
 use super::object::{Gil, Obj};
 use super::panic::{guard, guard_silent};
@@ -22,48 +20,8 @@ use super::panic::{guard, guard_silent};
 pub trait ModuleState: Sized + 'static {
     const NAME: &'static CStr;
     const DOC: &'static CStr;
-    /// Ends with [`Function::END`].
-    const FUNCTIONS: &'static [Function];
     fn create(module: &Obj) -> Result<Self>;
     fn traverse(&self, visit: &mut Visit);
-}
-
-/// An entry of the module's function table.
-#[repr(transparent)]
-pub struct Function(ffi::PyMethodDef);
-
-impl Function {
-    pub const END: Self = Function(ffi::PyMethodDef::zeroed());
-
-    /// A function that takes the module and any arguments.
-    pub const fn new<F, R>(name: &'static CStr, _body: F) -> Self
-    where
-        F: Fn(&Obj, &Args) -> Result<R> + Copy,
-        R: ToObj,
-    {
-        let meth = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call::<F, R> };
-        Function(method_def(name, meth, ffi::METH_FASTCALL | ffi::METH_KEYWORDS))
-    }
-}
-
-unsafe extern "C" fn call<F, R>(
-    module: *mut ffi::PyObject,
-    args: *const *mut ffi::PyObject,
-    count: ffi::Py_ssize_t,
-    names: *mut ffi::PyObject,
-) -> *mut ffi::PyObject
-where
-    F: Fn(&Obj, &Args) -> Result<R> + Copy,
-    R: ToObj,
-{
-    // SAFETY: CPython passes the module and vectorcall arguments, on an attached thread.
-    unsafe {
-        let gil = Gil::assume();
-        finish(gil, || {
-            let args = Args::from_vectorcall(gil, &args, count, &names);
-            conjure::<F>()(Obj::view(&module), &args)
-        })
-    }
 }
 
 /// The module's state as CPython keeps it: zeroed memory that `exec` fills.
@@ -80,10 +38,7 @@ fn definition<S: ModuleState>() -> *mut ffi::PyModuleDef {
         let slot = |slot, value| ffi::PyModuleDef_Slot { slot, value };
         let mut slots = vec![
             slot(ffi::Py_mod_exec, exec::<S> as *mut c_void),
-            slot(
-                ffi::Py_mod_multiple_interpreters,
-                ffi::Py_MOD_PER_INTERPRETER_GIL_SUPPORTED,
-            ),
+            slot(ffi::Py_mod_multiple_interpreters, ffi::Py_MOD_PER_INTERPRETER_GIL_SUPPORTED),
         ];
         if cfg!(Py_GIL_DISABLED) {
             let audited = cfg!(feature = "free-threaded");
@@ -96,7 +51,7 @@ fn definition<S: ModuleState>() -> *mut ffi::PyModuleDef {
             m_name: S::NAME.as_ptr(),
             m_doc: S::DOC.as_ptr(),
             m_size: size_of::<Place<S>>() as ffi::Py_ssize_t,
-            m_methods: S::FUNCTIONS.as_ptr().cast_mut().cast(),
+            m_methods: std::ptr::null_mut(),
             m_slots: slots.leak().as_mut_ptr(),
             m_traverse: Some(traverse::<S>),
             m_clear: None,
@@ -188,6 +143,33 @@ impl<S> Deref for StateRef<S> {
     }
 }
 
+/// The state of this interpreter's module, which is imported if need be.
+pub fn state_of_module<S: ModuleState>(gil: Gil, name: &CStr) -> Result<StateRef<S>> {
+    let module = Obj::import(gil, name)?;
+    // SAFETY: a live module; its state is `S` where it was made from our definition.
+    unsafe {
+        if ffi::PyModule_Check(module.as_ptr()) == 0
+            || ffi::PyModule_GetDef(module.as_ptr()) != definition::<S>()
+        {
+            return Err(Exc::type_error(gil, format!("{} is another module", module.repr())));
+        }
+        state_ref(gil, module)
+    }
+}
+
+/// # Safety
+/// The module was made from the definition that belongs to `S`.
+unsafe fn state_ref<S>(gil: Gil, module: Obj) -> Result<StateRef<S>> {
+    // SAFETY: as the caller says; a state that is not filled yet is refused.
+    unsafe {
+        let place = ffi::PyModule_GetState(module.as_ptr()).cast::<Place<S>>();
+        if place.is_null() || !(*place).filled {
+            return Err(Exc::runtime_error(gil, "the module is not initialised"));
+        }
+        Ok(StateRef { module, state: (*place).state.as_ptr(), owned: PhantomData })
+    }
+}
+
 /// The state of the module that made `class` or a base of it.
 pub fn state_of_type<S: ModuleState, T: Native>(class: &Type<T>) -> Result<StateRef<S>> {
     // SAFETY: a live type; the module found was made from our definition, so its state is `S`.
@@ -197,14 +179,6 @@ pub fn state_of_type<S: ModuleState, T: Native>(class: &Type<T>) -> Result<State
         if module.is_null() {
             return Err(Exc::fetch(Gil::assume()));
         }
-        let place = ffi::PyModule_GetState(module).cast::<Place<S>>();
-        if place.is_null() || !(*place).filled {
-            return Err(Exc::runtime_error(Gil::assume(), "the module is not initialised"));
-        }
-        Ok(StateRef {
-            module: Obj::borrowed(module),
-            state: (*place).state.as_ptr(),
-            owned: PhantomData,
-        })
+        state_ref(Gil::assume(), Obj::borrowed(module))
     }
 }

@@ -151,7 +151,11 @@ impl Obj {
         unsafe {
             let list = Obj::owned(ffi::PyList_New(items.len() as ffi::Py_ssize_t))?;
             for (index, item) in items.iter().enumerate() {
-                ffi::PyList_SetItem(list.as_ptr(), index as ffi::Py_ssize_t, item.clone().into_ptr());
+                ffi::PyList_SetItem(
+                    list.as_ptr(),
+                    index as ffi::Py_ssize_t,
+                    item.clone().into_ptr(),
+                );
             }
             Ok(list)
         }
@@ -200,13 +204,6 @@ impl Obj {
     pub fn get(&self, name: &CStr) -> Result<Obj> {
         // SAFETY: a live object and a C string.
         unsafe { Obj::owned(ffi::PyObject_GetAttrString(self.as_ptr(), name.as_ptr())) }
-    }
-
-    pub fn set_attr(&self, name: &CStr, value: &Obj) -> Result<()> {
-        // SAFETY: live objects and a C string; returns -1 with an exception set on failure.
-        self.check(unsafe {
-            ffi::PyObject_SetAttrString(self.as_ptr(), name.as_ptr(), value.as_ptr())
-        })
     }
 
     pub fn is_instance(&self, class: &Obj) -> Result<bool> {

@@ -26,7 +26,8 @@ impl StreamTransport {
     /// Starts at once, for a connection that was accepted.
     pub(super) fn start_now(this: &Ref<Self>) -> Result<()> {
         let args = [this.obj().clone()];
-        let made = Handle::create(&this.home, &this.connection_made()?, &args, Some(&this.context))?;
+        let made =
+            Handle::create(&this.home, &this.connection_made()?, &args, Some(&this.context))?;
         Handle::run_queued(&made)?;
         Self::start_reading(this)
     }
@@ -118,9 +119,9 @@ impl StreamTransport {
             return Ok(());
         }
         let called = match this.protocol.get() {
-            Some(protocol) => protocol
-                .call_method(&this.home.state.names.connection_lost, [error])
-                .map(drop),
+            Some(protocol) => {
+                protocol.call_method(&this.home.state.names.connection_lost, [error]).map(drop)
+            }
             None => Ok(()),
         };
         let released = Self::release(this);
@@ -142,11 +143,8 @@ impl StreamTransport {
             None => socket::close(fd).map_err(|error| Exc::os(this.gil(), &error)),
         };
         match this.server.take() {
-            Some(server) => closed.and(
-                server
-                    .call_method(&this.home.state.names._detach, [this.obj()])
-                    .map(drop),
-            ),
+            Some(server) => closed
+                .and(server.call_method(&this.home.state.names._detach, [this.obj()]).map(drop)),
             None => closed,
         }
     }

@@ -152,10 +152,7 @@ impl StreamTransport {
         let given = protocol.call_method(&this.home.state.names.get_buffer, [&any_size])?;
         let mut buffer = WritableBuffer::get(&given)?;
         if buffer.as_mut_slice().is_empty() {
-            return Err(Exc::runtime_error(
-                this.gil(),
-                "get_buffer() returned an empty buffer",
-            ));
+            return Err(Exc::runtime_error(this.gil(), "get_buffer() returned an empty buffer"));
         }
         Ok(buffer)
     }

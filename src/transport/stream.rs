@@ -182,7 +182,8 @@ impl StreamTransport {
             (_, true) => "closing ",
             _ => "",
         };
-        let reading = if this.poll.get().is_some() && !this.paused.get() { "polling" } else { "idle" };
+        let reading =
+            if this.poll.get().is_some() && !this.paused.get() { "polling" } else { "idle" };
         let writing = if this.send.get().is_some() { "polling" } else { "idle" };
         Ok(format!(
             "<StreamTransport {state}fd={} read={reading} write=<{writing}, bufsize={}>>",
