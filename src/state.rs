@@ -55,6 +55,9 @@ names!(
     get_buffer,
     pause_writing,
     resume_writing,
+    done,
+    set_exception,
+    set_result,
     setblocking,
 );
 
@@ -83,7 +86,7 @@ pub struct State {
     pub warn: Obj,
     pub resource_warning: Obj,
     pub set_result_unless_cancelled: Obj,
-    pub sendfile_fallback: Obj,
+    pub sendfile_native: Obj,
     /// The keyword tuple `("loop",)`.
     pub loop_keyword: Obj,
 }
@@ -98,6 +101,8 @@ impl ModuleState for State {
     fn create(module: &Obj) -> Result<Self> {
         let gil = module.gil();
         let asyncio = Obj::import(gil, c"asyncio")?;
+        // sendfile() asks for this subclass of asyncio.Transport.
+        let transports = Obj::import(gil, c"asyncio.transports")?;
         let base_loop = asyncio.get(c"BaseEventLoop")?;
         let handle = Type::<Handle>::create(module, None)?;
         let timer = Handle::timer_type(&handle, module)?;
@@ -107,7 +112,7 @@ impl ModuleState for State {
             handle,
             timer,
             watch: Type::create(module, None)?,
-            transport: Type::create(module, Some(&asyncio.get(c"Transport")?))?,
+            transport: Type::create(module, Some(&transports.get(c"_FlowControlMixin")?))?,
             listener: Type::create(module, None)?,
             cores: Type::create(module, None)?,
             worker: Type::create(module, None)?,
@@ -124,9 +129,9 @@ impl ModuleState for State {
             resource_warning: Obj::import(gil, c"builtins")?.get(c"ResourceWarning")?,
             set_result_unless_cancelled: Obj::import(gil, c"asyncio.futures")?
                 .get(c"_set_result_unless_cancelled")?,
-            sendfile_fallback: Obj::import(gil, c"asyncio.constants")?
+            sendfile_native: Obj::import(gil, c"asyncio.constants")?
                 .get(c"_SendfileMode")?
-                .get(c"FALLBACK")?,
+                .get(c"TRY_NATIVE")?,
             loop_keyword: Obj::tuple(gil, &["loop".to_obj(gil)?])?,
         })
     }
@@ -153,7 +158,7 @@ impl ModuleState for State {
             &self.warn,
             &self.resource_warning,
             &self.set_result_unless_cancelled,
-            &self.sendfile_fallback,
+            &self.sendfile_native,
             &self.loop_keyword,
         ] {
             visit.obj(obj);

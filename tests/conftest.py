@@ -18,21 +18,18 @@ from typing import Any
 
 import pytest
 
+import kloop
 from support import ErrorLog, StartChild, open_fds
-
-try:
-    import kloop
-except ImportError:
-    kloop = None  # type: ignore[assignment]
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 TIME_LIMIT = 25.0
 """Seconds a coroutine test may take: less than pytest's limit, so that its tasks are unwound."""
 
-FACTORIES: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
-if kloop is not None:
-    FACTORIES["kloop"] = kloop.new_event_loop
+FACTORIES: dict[str, LoopFactory] = {
+    "asyncio": asyncio.new_event_loop,
+    "kloop": kloop.new_event_loop,
+}
 
 CHOSEN = [name for name in os.environ.get("KLOOP_TESTS_LOOPS", "asyncio,kloop").split(",") if name]
 
@@ -42,6 +39,20 @@ PRELUDES = {
 }
 
 failed_key = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "asyncio_leaks: the stock loop, and only it, may leave sockets to the garbage collector",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("asyncio_leaks") and item.name.endswith("[asyncio]"):
+            for ignored in ("unclosed", ":pytest.PytestUnraisableExceptionWarning"):
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:{ignored}"))
 
 
 def pytest_collection_finish() -> None:
@@ -130,14 +141,6 @@ def loop(
     if not request.node.stash.get(failed_key, False):
         gc.collect()
         assert errors == []
-
-
-@pytest.fixture
-def asyncio_leaves_it_to_the_collector(loop_name: str, request: pytest.FixtureRequest) -> None:
-    """Lets the stock loop, and only it, drop sockets in this test without closing them."""
-    if loop_name == "asyncio":
-        for ignored in ("unclosed", ":pytest.PytestUnraisableExceptionWarning"):
-            request.node.add_marker(pytest.mark.filterwarnings(f"ignore:{ignored}"))
 
 
 @pytest.fixture

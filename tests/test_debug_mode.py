@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import time
 import traceback
 
@@ -44,7 +45,7 @@ def test_debug_mode_is_off_unless_asked_for(loop: Loop) -> None:
 def test_debug_mode_can_be_switched_on_by_the_environment(start_child: StartChild) -> None:
     child = start_child(
         "loop = new_event_loop()\nprint(loop.get_debug())\nloop.close()\n",
-        env={"PYTHONASYNCIODEBUG": "1"},
+        env=os.environ | {"PYTHONASYNCIODEBUG": "1"},
     )
     output, complaints = child.communicate(timeout=30)
     assert (output, child.returncode) == ("True\n", 0), complaints
@@ -272,7 +273,7 @@ def test_transports_work_and_are_logged(debug_loop: Loop, caplog: pytest.LogCapt
     assert any("resumes reading" in message for message in messages)
 
 
-@pytest.mark.usefixtures("asyncio_leaves_it_to_the_collector")
+@pytest.mark.asyncio_leaks
 async def test_an_exception_on_accept_is_reported(debug_loop: Loop, errors: ErrorLog) -> None:
     def failing_factory() -> asyncio.Protocol:
         called.set_result(None)

@@ -198,7 +198,7 @@ def test_exit_exceptions_of_a_protocol_leave_the_loop(
         loop.run_until_complete(protocol.lost)
 
 
-@pytest.mark.usefixtures("asyncio_leaves_it_to_the_collector")
+@pytest.mark.asyncio_leaks
 async def test_the_server_lives_on_when_the_factory_fails(loop: Loop) -> None:
     calls = 0
 

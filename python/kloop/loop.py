@@ -6,7 +6,7 @@ runs once per loop, server or connection set-up. Everything else is inherited fr
 Names of asyncio's that are overridden or relied upon here and in the native base, checked against
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
 _check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
-_make_self_pipe, _make_socket_transport, _remove_reader, _remove_writer, _run_once, _signal_handlers,
+_make_self_pipe, _make_socket_transport, _sendfile_native, _remove_reader, _remove_writer, _run_once, _signal_handlers,
 _ssock, _start_serving, _stop_serving, _stopping, _task_factory, _thread_id, _transports,
 _write_to_self; BaseSelectorEventLoop._accept_connection2; Handle._repr_info;
 base_events._format_handle; format_helpers._format_callback_source.
@@ -92,6 +92,20 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(sock)
         return _kloop.StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    async def _sendfile_native(
+        self, transp: _kloop.StreamTransport, file: Any, offset: int, count: int | None
+    ) -> int:
+        was_reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        try:
+            sent = await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+        finally:
+            transp._reset_empty_waiter()
+            if was_reading:
+                transp.resume_reading()
+        return sent
 
     def _start_serving(
         self,

@@ -16,6 +16,7 @@ pub type Result<T> = std::result::Result<T, Exc>;
 /// The built-in exceptions that native code raises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
+    ConnectionError,
     OSError,
     RuntimeError,
     SystemError,
@@ -28,6 +29,7 @@ impl Kind {
         // SAFETY: these are static objects of the running CPython, the same in all interpreters.
         unsafe {
             match self {
+                Kind::ConnectionError => ffi::PyExc_ConnectionError,
                 Kind::OSError => ffi::PyExc_OSError,
                 Kind::RuntimeError => ffi::PyExc_RuntimeError,
                 Kind::SystemError => ffi::PyExc_SystemError,
@@ -52,6 +54,10 @@ impl Exc {
 
     pub fn value_error(gil: Gil, message: impl AsRef<str>) -> Self {
         Exc::new(gil, Kind::ValueError, message)
+    }
+
+    pub fn connection_error(gil: Gil, message: impl AsRef<str>) -> Self {
+        Exc::new(gil, Kind::ConnectionError, message)
     }
 
     pub fn runtime_error(gil: Gil, message: impl AsRef<str>) -> Self {

@@ -104,8 +104,8 @@ impl StreamTransport {
         Ok(Some(sock))
     }
 
-    /// sendfile() copies through asyncio's fallback.
+    /// sendfile() may hand the socket to the kernel: see the loop's `_sendfile_native`.
     pub(super) fn sendfile_mode(this: &Ref<Self>) -> Result<Obj> {
-        Ok(this.home.state.sendfile_fallback.clone())
+        Ok(this.home.state.sendfile_native.clone())
     }
 }

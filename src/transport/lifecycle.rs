@@ -126,7 +126,7 @@ impl StreamTransport {
         };
         let released = Self::release(this);
         this.protocol.set(None);
-        called.and(released)
+        called.and(released).and(Self::fail_empty_waiter(this))
     }
 
     /// Ends the operations, closes the socket and leaves the server.

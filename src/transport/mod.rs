@@ -10,6 +10,7 @@ mod flow;
 mod info;
 mod lifecycle;
 mod read;
+mod sendfile;
 mod stream;
 mod write;
 

@@ -13,6 +13,9 @@ const POLL_EVENTS: u32 = (libc::POLLIN | libc::POLLRDHUP) as u32;
 /// error is still to be read, and the poll will not tell again.
 const HANG_UP: u32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as u32;
 
+/// Events of a connection that is gone in both directions.
+const RESET: u32 = (libc::POLLHUP | libc::POLLERR) as u32;
+
 /// Reads in a row for one connection before others get their turn.
 const READS_PER_TURN: usize = 4;
 
@@ -86,6 +89,11 @@ impl StreamTransport {
                 Received::Full => {}
                 Received::Drained if events & HANG_UP != 0 => {}
                 Received::Drained | Received::Nothing => return Ok(()),
+                Received::Eof if events & RESET != 0 && this.send.get().is_some() => {
+                    // The send in flight has taken the reset's errno and will report it.
+                    this.read_ended.set(true);
+                    return Ok(());
+                }
                 Received::Eof => return Self::on_eof(this),
             }
         }

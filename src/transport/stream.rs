@@ -56,6 +56,8 @@ pub struct StreamTransport {
     /// Bytes not yet taken by the kernel, in flight or behind.
     pub(super) unsent: Cell<usize>,
     pub(super) write_ended: Cell<bool>,
+    /// Set while sendfile() has the socket.
+    pub(super) empty_waiter: ObjCell,
     pub(super) protocol_paused: Cell<bool>,
     pub(super) high_water: Cell<usize>,
     pub(super) low_water: Cell<usize>,
@@ -129,6 +131,7 @@ impl StreamTransport {
             backlog: RefCell::default(),
             unsent: Cell::new(0),
             write_ended: Cell::new(false),
+            empty_waiter: ObjCell::empty(),
             protocol_paused: Cell::new(false),
             high_water: Cell::new(HIGH_WATER),
             low_water: Cell::new(HIGH_WATER / 4),
@@ -248,6 +251,8 @@ impl Native for StreamTransport {
         Method::noargs(c"get_write_buffer_size", StreamTransport::get_write_buffer_size),
         Method::noargs(c"get_write_buffer_limits", StreamTransport::get_write_buffer_limits),
         Method::any(c"set_write_buffer_limits", StreamTransport::set_write_buffer_limits),
+        Method::noargs(c"_make_empty_waiter", StreamTransport::make_empty_waiter),
+        Method::noargs(c"_reset_empty_waiter", StreamTransport::reset_empty_waiter),
         Method::noargs(c"_start_reading", StreamTransport::start_reading),
         Method::noargs(c"_read_ready", StreamTransport::read_missed),
         Method::one(c"_call_connection_lost", StreamTransport::call_connection_lost),
@@ -286,6 +291,7 @@ impl Native for StreamTransport {
             &self.extra,
             &self.server,
             &self.protocol,
+            &self.empty_waiter,
         ] {
             visit.cell(cell);
         }

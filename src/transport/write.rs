@@ -106,6 +106,12 @@ impl StreamTransport {
                 format!("Cannot call {method}() after write_eof()"),
             ));
         }
+        if self.empty_waiter.is_some() {
+            return Err(Exc::runtime_error(
+                self.home.gil(),
+                format!("unable to {method}; sendfile is in progress"),
+            ));
+        }
         Ok(())
     }
 
@@ -187,6 +193,7 @@ impl StreamTransport {
         if this.unsent.get() > 0 || this.fd.get() < 0 {
             return Ok(());
         }
+        Self::wake_empty_waiter(this)?;
         if this.closing.get() {
             if this.lost.get() == 0 {
                 this.lost.set(1);
