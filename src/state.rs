@@ -1,5 +1,7 @@
 //! What one interpreter's copy of the module holds: its types, names and asyncio's own objects.
 
+#![deny(unsafe_code)]
+
 use std::ffi::CStr;
 
 use crate::event_loop::{EventLoop, Handle, Watch};

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import time
 import traceback
 
@@ -24,6 +25,13 @@ def debug_loop(loop: Loop) -> Loop:
 def run_ready(loop: Loop) -> None:
     loop.stop()
     loop.run_forever()
+
+
+def the_one_about(name: str, caplog: pytest.LogCaptureFixture) -> str:
+    """The message of the only warning that mentions the name."""
+    [record] = [record for record in caplog.records if name in record.getMessage()]
+    assert record.levelno == logging.WARNING
+    return record.getMessage()
 
 
 def nothing() -> None:
@@ -71,13 +79,9 @@ def test_a_slow_callback_is_logged(debug_loop: Loop, caplog: pytest.LogCaptureFi
         debug_loop.call_soon(slow_callback)
         debug_loop.call_soon(nothing)
         run_ready(debug_loop)
-    [record] = caplog.records
-    message = record.getMessage()
-    assert record.levelno == logging.WARNING
+    message = the_one_about("slow_callback", caplog)
     assert message.startswith("Executing <Handle ")
-    assert "slow_callback" in message
-    assert " took 0.0" in message
-    assert message.endswith(" seconds")
+    assert re.search(r" took \d+\.\d\d\d seconds$", message)
 
 
 def test_a_slow_timer_is_logged(debug_loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
@@ -89,9 +93,7 @@ def test_a_slow_timer_is_logged(debug_loop: Loop, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING, "asyncio"):
         debug_loop.call_later(0, slow_timer)
         debug_loop.run_forever()
-    [record] = caplog.records
-    assert record.getMessage().startswith("Executing <TimerHandle ")
-    assert "slow_timer" in record.getMessage()
+    assert the_one_about("slow_timer", caplog).startswith("Executing <TimerHandle ")
 
 
 def test_a_slow_step_of_a_task_is_logged(
@@ -104,9 +106,7 @@ def test_a_slow_step_of_a_task_is_logged(
     debug_loop.slow_callback_duration = 0.02
     with caplog.at_level(logging.WARNING, "asyncio"):
         debug_loop.run_until_complete(slow_coroutine())
-    [record] = caplog.records
-    assert record.getMessage().startswith("Executing <Task ")
-    assert "slow_coroutine" in record.getMessage()
+    assert the_one_about("slow_coroutine", caplog).startswith("Executing <Task ")
 
 
 def test_a_slow_callback_is_not_logged_without_debug_mode(

@@ -281,14 +281,13 @@ def test_thousands_of_timers_with_random_cancellations(loop: Loop) -> None:
     for when in cancelled:
         handles[when].cancel()
 
-    def cancel_one_of_the_later_ones() -> None:
-        for when in chance.sample(deadlines, 30):
-            if when > loop.time() + 0.005 and when not in cancelled:
-                handles[when].cancel()
-                cancelled.add(when)
+    def cancel_some_that_have_not_run() -> None:
+        for when in set(chance.sample(deadlines, 30)).difference(ran, cancelled):
+            handles[when].cancel()
+            cancelled.add(when)
 
     for step in range(60):
-        loop.call_at(now + step * 0.001, cancel_one_of_the_later_ones)
+        loop.call_at(now + step * 0.001, cancel_some_that_have_not_run)
     loop.call_at(now + 0.081, loop.stop)
     loop.run_forever()
     assert len(cancelled) > 2000

@@ -9,6 +9,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ MAIN_ALIAS = "__mp_main__"
 Handler = Callable[..., Any]
 
 
-class Core(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Core:
     """The core that a handler runs on."""
 
     index: int

@@ -6,34 +6,28 @@ runs once per loop, server or connection set-up. Everything else is inherited fr
 Names of asyncio's that are overridden or relied upon here and in the native base, checked against
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
 _check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
-_make_self_pipe, _make_socket_transport, _sendfile_native, _remove_reader, _remove_writer, _run_once, _signal_handlers,
-_ssock, _start_serving, _stop_serving, _stopping, _task_factory, _thread_id, _transports,
-_write_to_self; BaseSelectorEventLoop._accept_connection2; Handle._repr_info;
-base_events._format_handle; format_helpers._format_callback_source.
+_make_self_pipe, _make_socket_transport, _remove_reader, _remove_writer, _run_once,
+_sendfile_native, _signal_handlers, _ssock, _start_serving, _stop_serving, _stopping,
+_task_factory, _thread_id, _write_to_self; BaseSelectorEventLoop._accept_connection2;
+Handle._repr_info; base_events._format_handle; format_helpers._format_callback_source.
 """
 
 import asyncio
 import functools
-import selectors
 import socket
 from asyncio import base_events, constants, format_helpers, trsock
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine
 from ssl import SSLContext
-from typing import Any
+from typing import Any, cast
 
 from kloop import _kloop
 
 __all__ = ["Loop", "new_event_loop", "run"]
 
 
-class _NoSelector(selectors.BaseSelector):
-    """Stands where asyncio's loop expects a selector; the native base has none."""
-
-    def register(self, *args: Any) -> Any:
-        raise NotImplementedError("kloop has no selector")
-
-    unregister = select = get_map = register
+class _NoSelector:
+    """Stands where asyncio's loop expects a selector to close; the native base has none."""
 
     def close(self) -> None:
         pass
@@ -51,7 +45,7 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
         self._listeners: dict[int, _kloop.Listener] = {}
         self._ssock: socket.socket | None = None
         self._csock: socket.socket | None = None
-        super().__init__(_NoSelector())
+        super().__init__(cast(Any, _NoSelector()))
 
     def close(self) -> None:
         """Close the loop and its ring. See asyncio.loop.close."""
@@ -185,9 +179,7 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
     # What native code leaves to Python: reports, and debug mode.
 
     def _callback_failed(self, handle: Any, error: BaseException) -> None:
-        source = format_helpers._format_callback_source(  # type: ignore[attr-defined]
-            handle._callback, handle._args or ()
-        )
+        source = format_helpers._format_callback_source(handle._callback, handle._args or ())
         context = {
             "message": f"Exception in callback {source}",
             "exception": error,

@@ -23,7 +23,16 @@ logger = logging.getLogger("kloop")
 
 # Modules whose static types CPython 3.13 shares between interpreters: they are initialised in the
 # main interpreter before another one can import them (see docs/architecture.md).
-SHARED_MODULES = ("asyncio", "datetime", "decimal", "hashlib", "logging", "socket", "sqlite3", "ssl")
+SHARED_MODULES = (
+    "asyncio",
+    "datetime",
+    "decimal",
+    "hashlib",
+    "logging",
+    "socket",
+    "sqlite3",
+    "ssl",
+)
 
 INTERPRETERS_CAN_END = sys.version_info >= (3, 14)
 

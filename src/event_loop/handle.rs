@@ -8,8 +8,8 @@ use std::ffi::CStr;
 
 use super::EventLoop;
 use crate::py::{
-    CallArgs, FreeList, GetSet, Method, Native, Obj, ObjCell, Ref, Result, ToObj, Type, Visit,
-    copy_current_context, enter_context,
+    CallArgs, Describe, FreeList, GetSet, Method, Native, Obj, ObjCell, Ref, Result, ToObj, Type,
+    Visit, copy_current_context, enter_context,
 };
 
 pub struct Handle {
@@ -242,7 +242,7 @@ impl Native for Handle {
     ];
     // TimerHandle inherits from it.
     const SUBCLASSABLE: bool = true;
-    const REPR: Option<fn(&Ref<Self>) -> Result<String>> = Some(Handle::describe);
+    const REPR: Option<Describe<Self>> = Some(Handle::describe);
 
     fn traverse(&self, visit: &mut Visit) {
         visit.native(&self.home);

@@ -5,6 +5,8 @@
 //! turn (`_debug`, `_stopping`, ...) are attributes of the native base, which asyncio's own code
 //! then sets without knowing.
 
+#![deny(unsafe_code)]
+
 mod handle;
 mod mailbox;
 mod schedule;
@@ -24,8 +26,8 @@ pub use watch::Watch;
 
 use crate::driver::{Config, Driver, OpId, Outcome, Waker};
 use crate::py::{
-    Args, Bound, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, StateRef, ToObj, Type,
-    Visit, state_of_type, thread_id,
+    Args, Bound, Construct, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, StateRef,
+    ToObj, Type, Visit, state_of_type, thread_id,
 };
 use crate::state::State;
 use timers::Timers;
@@ -305,8 +307,7 @@ impl Native for EventLoop {
     const NAME: &'static CStr = c"kloop._kloop.Loop";
     const DOC: &'static CStr = c"The native base of kloop.Loop.";
     const SUBCLASSABLE: bool = true;
-    const CONSTRUCT: Option<fn(&Type<Self>, &Args) -> Result<Ref<Self>>> =
-        Some(EventLoop::construct);
+    const CONSTRUCT: Option<Construct<Self>> = Some(EventLoop::construct);
     const METHODS: &'static [Method<Self>] = &[
         Method::any(c"call_soon", EventLoop::call_soon),
         Method::any(c"call_soon_threadsafe", EventLoop::call_soon_threadsafe),
@@ -332,11 +333,15 @@ impl Native for EventLoop {
     ];
     const GETSETS: &'static [GetSet<Self>] = &[
         GetSet::get(c"driver", EventLoop::driver_name),
-        GetSet::get_set(c"_debug", EventLoop::get_debug, EventLoop::set_debug),
-        GetSet::get_set(c"_stopping", EventLoop::get_stopping, EventLoop::set_stopping),
-        GetSet::get_set(c"_closed", EventLoop::get_closed, EventLoop::set_closed),
-        GetSet::get_set(c"_thread_id", EventLoop::get_thread_id, EventLoop::set_thread_id),
-        GetSet::get_set(c"_task_factory", EventLoop::get_task_factory, EventLoop::set_task_factory),
+        GetSet::writable(c"_debug", EventLoop::get_debug, EventLoop::set_debug),
+        GetSet::writable(c"_stopping", EventLoop::get_stopping, EventLoop::set_stopping),
+        GetSet::writable(c"_closed", EventLoop::get_closed, EventLoop::set_closed),
+        GetSet::writable(c"_thread_id", EventLoop::get_thread_id, EventLoop::set_thread_id),
+        GetSet::writable(
+            c"_task_factory",
+            EventLoop::get_task_factory,
+            EventLoop::set_task_factory,
+        ),
         GetSet::END,
     ];
 

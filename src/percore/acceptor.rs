@@ -18,7 +18,7 @@ enum Source {
     Signals,
 }
 
-/// What [`Acceptor::next`] finds.
+/// What [`Acceptor::take`] finds.
 pub enum Found {
     Connection(OwnedFd),
     /// accept(2) failed; it is tried again after a while.
@@ -73,7 +73,7 @@ impl Acceptor {
     }
 
     /// The next connection or error that has come, until there is none.
-    pub fn next(&mut self) -> io::Result<Option<Found>> {
+    pub fn take(&mut self) -> io::Result<Option<Found>> {
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry_at = None;
             self.accept_where_idle()?;
@@ -155,7 +155,7 @@ mod tests {
         let limit = Instant::now() + SOON;
         while Instant::now() < limit {
             acceptor.prepare_wait(Some(SOON)).block().unwrap();
-            while let Some(found) = acceptor.next().unwrap() {
+            while let Some(found) = acceptor.take().unwrap() {
                 if let Found::Connection(connection) = found {
                     return connection;
                 }
@@ -190,10 +190,10 @@ mod tests {
         ours.write_all(&[15]).unwrap();
         let start = Instant::now();
         acceptor.prepare_wait(Some(SOON)).block().unwrap();
-        assert!(acceptor.next().unwrap().is_none());
+        assert!(acceptor.take().unwrap().is_none());
         assert!(start.elapsed() < SOON);
         // Drained: the next wait lasts.
         acceptor.prepare_wait(Some(Duration::from_millis(20))).block().unwrap();
-        assert!(acceptor.next().unwrap().is_none());
+        assert!(acceptor.take().unwrap().is_none());
     }
 }

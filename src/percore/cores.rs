@@ -11,7 +11,7 @@ use super::acceptor::{Acceptor, Found};
 use super::team::{Failure, Message, Report, Team};
 use super::worker;
 use crate::py::{
-    Args, Exc, GetSet, Method, Native, Obj, Ref, Result, Signature, ToObj, Type, Visit,
+    Args, Construct, Exc, GetSet, Method, Native, Obj, Ref, Result, Signature, ToObj, Type, Visit,
     check_signals, detach,
 };
 
@@ -99,11 +99,11 @@ impl Cores {
         Self::wait(this, *phase)?;
         check_signals(this.gil())?;
         Self::hand_out_connections(this)?;
-        let complete = tally.ready == this.team.len();
+        let complete = tally.ready == this.team.size();
         tally.read(&this.team);
         if tally.failure.is_some() {
             this.stops.set(2);
-        } else if !complete && tally.ready == this.team.len() && this.stops.get() == 0 {
+        } else if !complete && tally.ready == this.team.size() && this.stops.get() == 0 {
             Self::serve(this)?;
         }
         *phase = Self::next_phase(this, *phase)?;
@@ -111,7 +111,7 @@ impl Cores {
     }
 
     fn start_workers(this: &Ref<Self>) -> Result<Vec<JoinHandle<()>>> {
-        (0..this.team.len())
+        (0..this.team.size())
             .map(|index| {
                 worker::start(&this.team, index, &this.job)
                     .map_err(|error| Exc::os(this.gil(), &error))
@@ -133,7 +133,7 @@ impl Cores {
     }
 
     fn hand_out_connections(this: &Ref<Self>) -> Result<()> {
-        while let Some(found) = Self::with_acceptor(this, Acceptor::next)? {
+        while let Some(found) = Self::with_acceptor(this, Acceptor::take)? {
             match found {
                 Found::Connection(connection) => this.team.assign(connection),
                 Found::Error(error) => {
@@ -182,7 +182,7 @@ impl Cores {
     /// For each core: (CPU, open connections, connections so far).
     fn counts(this: &Ref<Self>) -> Result<Obj> {
         let gil = this.gil();
-        let rows = (0..this.team.len())
+        let rows = (0..this.team.size())
             .map(|index| {
                 let core = this.team.core(index);
                 let row =
@@ -237,7 +237,7 @@ fn failure_to_python(this: &Ref<Cores>, failure: &Failure) -> Result<Obj> {
 impl Native for Cores {
     const NAME: &'static CStr = c"kloop._kloop.Cores";
     const DOC: &'static CStr = c"Workers on several cores, and the acceptor that feeds them.";
-    const CONSTRUCT: Option<fn(&Type<Self>, &Args) -> Result<Ref<Self>>> = Some(Cores::construct);
+    const CONSTRUCT: Option<Construct<Self>> = Some(Cores::construct);
     const METHODS: &'static [Method<Self>] = &[
         Method::noargs(c"run", Cores::run),
         Method::noargs(c"stop", Cores::stop),

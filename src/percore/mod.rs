@@ -4,6 +4,8 @@
 //! in a ring of its own meanwhile and owns the signals. What crosses cores is plain Rust data, and
 //! the parts that need no Python ([`team`], [`acceptor`]) are tested without an interpreter.
 
+#![deny(unsafe_code)]
+
 pub mod acceptor;
 pub mod team;
 

@@ -125,7 +125,7 @@ impl Team {
         &self.cores[index]
     }
 
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.cores.len()
     }
 

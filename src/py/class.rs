@@ -19,6 +19,12 @@ use super::object::{Gil, Obj, ObjCell};
 use super::panic::{guard, guard_silent};
 use super::recycle::FreeList;
 
+/// The body of a type's call.
+pub type Construct<T> = fn(&Type<T>, &Args) -> Result<Ref<T>>;
+
+/// The body of a type's repr().
+pub type Describe<T> = fn(&Ref<T>) -> Result<String>;
+
 /// A Rust type that lives inside Python objects of its own heap type.
 pub trait Native: Sized + 'static {
     /// The full name, as `kloop._kloop.Handle`.
@@ -32,8 +38,8 @@ pub trait Native: Sized + 'static {
     const SUBCLASSABLE: bool = false;
     const WEAK_REFERENCES: bool = false;
     /// Makes an instance for a call of the type; without it the type cannot be called.
-    const CONSTRUCT: Option<fn(&Type<Self>, &Args) -> Result<Ref<Self>>> = None;
-    const REPR: Option<fn(&Ref<Self>) -> Result<String>> = None;
+    const CONSTRUCT: Option<Construct<Self>> = None;
+    const REPR: Option<Describe<Self>> = None;
     /// Runs once, before the object is torn down (PEP 442).
     const FINALIZE: Option<fn(&Ref<Self>)> = None;
 
@@ -60,7 +66,6 @@ pub trait Native: Sized + 'static {
 pub struct Offset(AtomicUsize);
 
 impl Offset {
-    #[expect(clippy::new_without_default, reason = "only ever a static")]
     pub const fn new() -> Self {
         Offset(AtomicUsize::new(0))
     }
@@ -91,7 +96,7 @@ impl<T: Native> Ref<T> {
     /// # Safety
     /// As for [`value`].
     #[inline]
-    unsafe fn view<'a>(ptr: &'a *mut ffi::PyObject) -> &'a Self {
+    unsafe fn view(ptr: &*mut ffi::PyObject) -> &Self {
         // SAFETY: a transparent wrapper of a transparent wrapper of the pointer.
         unsafe { &*(ptr as *const *mut ffi::PyObject).cast() }
     }
@@ -455,7 +460,7 @@ impl<T: Native> GetSet<T> {
     }
 
     /// An attribute that can be assigned to, but not deleted.
-    pub const fn get_set<G, R, S>(name: &'static CStr, _get: G, _set: S) -> Self
+    pub const fn writable<G, R, S>(name: &'static CStr, _get: G, _set: S) -> Self
     where
         G: Fn(&Ref<T>) -> Result<R> + Copy,
         R: ToObj,

@@ -165,7 +165,7 @@ impl Obj {
 
     pub fn to_i32(&self) -> Result<i32> {
         i32::try_from(self.to_i64()?).map_err(|_| {
-            Exc::new(self.gil(), Kind::ValueError, format!("{} is out of range", self.repr()))
+            Exc::new(self.gil(), Kind::Value, format!("{} is out of range", self.repr()))
         })
     }
 

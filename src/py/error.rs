@@ -16,12 +16,12 @@ pub type Result<T> = std::result::Result<T, Exc>;
 /// The built-in exceptions that native code raises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    ConnectionError,
-    OSError,
-    RuntimeError,
-    SystemError,
-    TypeError,
-    ValueError,
+    Connection,
+    OS,
+    Runtime,
+    System,
+    Type,
+    Value,
 }
 
 impl Kind {
@@ -29,12 +29,12 @@ impl Kind {
         // SAFETY: these are static objects of the running CPython, the same in all interpreters.
         unsafe {
             match self {
-                Kind::ConnectionError => ffi::PyExc_ConnectionError,
-                Kind::OSError => ffi::PyExc_OSError,
-                Kind::RuntimeError => ffi::PyExc_RuntimeError,
-                Kind::SystemError => ffi::PyExc_SystemError,
-                Kind::TypeError => ffi::PyExc_TypeError,
-                Kind::ValueError => ffi::PyExc_ValueError,
+                Kind::Connection => ffi::PyExc_ConnectionError,
+                Kind::OS => ffi::PyExc_OSError,
+                Kind::Runtime => ffi::PyExc_RuntimeError,
+                Kind::System => ffi::PyExc_SystemError,
+                Kind::Type => ffi::PyExc_TypeError,
+                Kind::Value => ffi::PyExc_ValueError,
             }
         }
     }
@@ -49,25 +49,25 @@ impl Exc {
     }
 
     pub fn type_error(gil: Gil, message: impl AsRef<str>) -> Self {
-        Exc::new(gil, Kind::TypeError, message)
+        Exc::new(gil, Kind::Type, message)
     }
 
     pub fn value_error(gil: Gil, message: impl AsRef<str>) -> Self {
-        Exc::new(gil, Kind::ValueError, message)
+        Exc::new(gil, Kind::Value, message)
     }
 
     pub fn connection_error(gil: Gil, message: impl AsRef<str>) -> Self {
-        Exc::new(gil, Kind::ConnectionError, message)
+        Exc::new(gil, Kind::Connection, message)
     }
 
     pub fn runtime_error(gil: Gil, message: impl AsRef<str>) -> Self {
-        Exc::new(gil, Kind::RuntimeError, message)
+        Exc::new(gil, Kind::Runtime, message)
     }
 
     /// The `OSError` subclass that Python raises for this errno, with Python's text.
     pub fn os(gil: Gil, error: &io::Error) -> Self {
         let Some(errno) = error.raw_os_error() else {
-            return Exc::new(gil, Kind::OSError, error.to_string());
+            return Exc::new(gil, Kind::OS, error.to_string());
         };
         // SAFETY: strerror gives a C string, which is copied before anything can change it.
         let text = unsafe { std::ffi::CStr::from_ptr(libc::strerror(errno)) };
@@ -86,16 +86,15 @@ impl Exc {
     }
 
     /// Takes the pending exception. Without one (a bug in C code), a `SystemError`.
-    pub(super) fn fetch(gil: Gil) -> Self {
-        // SAFETY: attached (token); GetRaisedException gives a new reference or null.
+    pub(super) fn fetch(_: Gil) -> Self {
+        // SAFETY: attached (token); GetRaisedException gives a new reference or null, and not null
+        // after SetString.
         unsafe {
-            let raised = ffi::PyErr_GetRaisedException();
+            let mut raised = ffi::PyErr_GetRaisedException();
             if raised.is_null() {
-                ffi::PyErr_SetString(
-                    ffi::PyExc_SystemError,
-                    c"error return without exception set".as_ptr(),
-                );
-                return Exc::fetch(gil);
+                let text = c"error return without exception set";
+                ffi::PyErr_SetString(ffi::PyExc_SystemError, text.as_ptr());
+                raised = ffi::PyErr_GetRaisedException();
             }
             match Obj::owned(raised) {
                 Ok(obj) => Exc(obj),

@@ -70,9 +70,9 @@ impl Obj {
     /// Views a pointer that lives elsewhere as a reference to an `Obj`.
     ///
     /// # Safety
-    /// `*ptr` is a live object for `'a`.
+    /// `*ptr` is a live object for as long as the result is used.
     #[inline]
-    pub(super) unsafe fn view<'a>(ptr: &'a *mut ffi::PyObject) -> &'a Obj {
+    pub(super) unsafe fn view(ptr: &*mut ffi::PyObject) -> &Obj {
         // SAFETY: `Obj` is a transparent wrapper round a non-null object pointer.
         unsafe { &*(ptr as *const *mut ffi::PyObject).cast() }
     }

@@ -29,5 +29,5 @@ fn to_system_error(gil: Gil, payload: &(dyn Any + Send)) -> Exc {
         .map(|text| (*text).to_owned())
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "unknown panic".to_owned());
-    Exc::new(gil, Kind::SystemError, format!("kloop internal error: {message}"))
+    Exc::new(gil, Kind::System, format!("kloop internal error: {message}"))
 }

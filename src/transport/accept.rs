@@ -9,8 +9,8 @@ use super::StreamTransport;
 use crate::driver::{OpId, Outcome};
 use crate::event_loop::{Completion, EventLoop, Owner};
 use crate::py::{
-    Args, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, Signature, ToObj, Type, Visit,
-    copy_context, copy_current_context, enter_context, state_of_type,
+    Args, Construct, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, Signature, ToObj,
+    Type, Visit, copy_context, copy_current_context, enter_context, state_of_type,
 };
 use crate::state::State;
 
@@ -177,8 +177,7 @@ fn python_socket(home: &Ref<EventLoop>, fd: OwnedFd) -> Result<Obj> {
 impl Native for Listener {
     const NAME: &'static CStr = c"kloop._kloop.Listener";
     const DOC: &'static CStr = c"A listening socket that accepts connections on a loop.";
-    const CONSTRUCT: Option<fn(&Type<Self>, &Args) -> Result<Ref<Self>>> =
-        Some(Listener::construct);
+    const CONSTRUCT: Option<Construct<Self>> = Some(Listener::construct);
     const METHODS: &'static [Method<Self>] = &[
         Method::noargs(c"close", Listener::close),
         Method::noargs(c"_accept", Listener::accept),

@@ -4,6 +4,8 @@
 //! direct `send`; only what the socket does not take at once goes through the ring. The contract
 //! is that of asyncio's selector transports, message texts included.
 
+#![deny(unsafe_code)]
+
 mod accept;
 mod address;
 mod flow;

@@ -9,8 +9,8 @@ use crate::driver::OpId;
 use crate::driver::socket::set_nodelay;
 use crate::event_loop::{Completion, EventLoop};
 use crate::py::{
-    Args, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result, Signature, Type, Visit,
-    copy_current_context, enter_context,
+    Args, Construct, Describe, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result,
+    Signature, Type, Visit, copy_current_context, enter_context,
 };
 use crate::state::State;
 
@@ -230,9 +230,8 @@ impl Native for StreamTransport {
     const NAME: &'static CStr = c"kloop._kloop.StreamTransport";
     const DOC: &'static CStr = c"A connected stream socket. As asyncio.Transport.";
     const WEAK_REFERENCES: bool = true;
-    const CONSTRUCT: Option<fn(&Type<Self>, &Args) -> Result<Ref<Self>>> =
-        Some(StreamTransport::construct);
-    const REPR: Option<fn(&Ref<Self>) -> Result<String>> = Some(StreamTransport::describe);
+    const CONSTRUCT: Option<Construct<Self>> = Some(StreamTransport::construct);
+    const REPR: Option<Describe<Self>> = Some(StreamTransport::describe);
     const FINALIZE: Option<fn(&Ref<Self>)> = Some(StreamTransport::finalize);
     const METHODS: &'static [Method<Self>] = &[
         Method::any(c"get_extra_info", StreamTransport::get_extra_info),
