@@ -11,9 +11,8 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from kloop import _kloop
 from kloop.loop import new_event_loop
 
 MAIN_ALIAS = "__mp_main__"
@@ -59,7 +58,33 @@ def current_core() -> Core:
     return _current
 
 
-def main(worker: _kloop.Worker, job_text: str) -> None:
+def in_worker() -> bool:
+    return _current is not None
+
+
+class WorkerEnd(Protocol):
+    """A worker's connection to the main thread or process: _kloop.Worker or ProcessWorker."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def cpu(self) -> int: ...
+    @property
+    def interpreter_id(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
+    def serve(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        on_message: Callable[[str], None],
+    ) -> None: ...
+    def stop(self) -> None: ...
+    def abort_connections(self) -> None: ...
+    def failed(self, module: str, name: str, message: str, traceback: str) -> None: ...
+
+
+def main(worker: WorkerEnd, job_text: str) -> None:
     """Serve until the main thread says stop. Failures are reported to it, not raised."""
     global _current
     try:
@@ -74,7 +99,7 @@ def main(worker: _kloop.Worker, job_text: str) -> None:
         report(worker, error)
 
 
-def report(worker: _kloop.Worker, error: BaseException) -> None:
+def report(worker: WorkerEnd, error: BaseException) -> None:
     kind = type(error)
     worker.failed(kind.__module__, kind.__qualname__, str(error), traceback.format_exc())
 
@@ -113,7 +138,7 @@ def load_main(job: Job) -> types.ModuleType:
 class _Service:
     """One core's server: from the first connection to the end of the drain."""
 
-    def __init__(self, worker: _kloop.Worker, handler: Handler, drain_timeout: float) -> None:
+    def __init__(self, worker: WorkerEnd, handler: Handler, drain_timeout: float) -> None:
         self._worker = worker
         self._handler = handler
         self._drain_timeout = drain_timeout

@@ -12,10 +12,11 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from kloop import _kloop
-from kloop._worker import MAIN_ALIAS, Handler, Job
+from kloop._worker import Handler, Job, in_worker
+from kloop.processes import ProcessCores
 
 __all__ = ["WorkerError", "serve_per_core"]
 
@@ -36,6 +37,11 @@ SHARED_MODULES = (
 
 INTERPRETERS_CAN_END = sys.version_info >= (3, 14)
 
+KINDS: dict[str, type[_kloop.Cores | ProcessCores]] = {
+    "threads": _kloop.Cores,
+    "processes": ProcessCores,
+}
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -52,6 +58,7 @@ def serve_per_core(
     cores: int | Iterable[int] | None = None,
     backlog: int = 1024,
     drain_timeout: float = 30.0,
+    workers: Literal["threads", "processes"] = "threads",
     debug: bool = False,
     on_ready: Callable[[list[Any]], object] | None = None,
 ) -> None:
@@ -69,6 +76,9 @@ def serve_per_core(
     backlog: the listening queue's length, in connections.
     drain_timeout: seconds that open connections and handlers are given to finish after the first
         signal. What is left then is aborted, as it is at once by a second signal.
+    workers: "threads" gives each core an interpreter of its own in this process; "processes" gives
+        it a process of its own, which can use extension modules that do not support interpreters
+        with their own GIL.
     debug: asyncio's debug mode in the workers.
     on_ready: called with the bound addresses once all cores accept connections.
 
@@ -78,6 +88,8 @@ def serve_per_core(
     traceback as its cause.
     """
     check_place()
+    if workers not in KINDS:
+        raise ValueError(f'workers must be "threads" or "processes", not {workers!r}')
     job = make_job(handler, drain_timeout, debug)
     cpus = choose_cpus(cores)
     for name in SHARED_MODULES:
@@ -87,7 +99,7 @@ def serve_per_core(
         addresses = [listener.getsockname() for listener in listeners]
         with signal_socket() as signals:
             run(
-                _kloop.Cores(
+                KINDS[workers](
                     cpus,
                     [listener.fileno() for listener in listeners],
                     signals.fileno(),
@@ -103,10 +115,10 @@ def serve_per_core(
 
 def check_place() -> None:
     """Refuse calls that come from a worker or from outside the main thread."""
-    if MAIN_ALIAS in sys.modules and sys.modules["__main__"] is sys.modules[MAIN_ALIAS]:
+    if in_worker():
         raise RuntimeError(
-            "serve_per_core() was called while a worker imported the main module: put the call "
-            'under `if __name__ == "__main__":`'
+            "serve_per_core() was called in a worker, which happens when it imports the module of "
+            'the handler: put the call under `if __name__ == "__main__":`'
         )
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("serve_per_core() must be called in the main thread")
@@ -237,10 +249,10 @@ def signal_socket() -> Generator[socket.socket]:
             signal.set_wakeup_fd(before)
 
 
-def run(cores: _kloop.Cores) -> None:
+def run(cores: _kloop.Cores | ProcessCores) -> None:
     """Run the workers with the stop signals in hand; raise what ended one of them."""
     before = {number: signal.signal(number, lambda *_: cores.stop()) for number in STOP_SIGNALS}
-    if not INTERPRETERS_CAN_END:
+    if isinstance(cores, _kloop.Cores) and not INTERPRETERS_CAN_END:
         leave_interpreters_alone()
     try:
         failure = cores.run()
@@ -258,7 +270,7 @@ def raise_failure(core: int, module: str, name: str, message: str, trace: str) -
     if "does not support loading in subinterpreters" in message:
         message += (
             ". An extension module without support for per-interpreter GILs cannot be used in a "
-            "worker of serve_per_core(); serve such a program with one process per core"
+            'worker thread of serve_per_core(): serve with workers="processes"'
         )
     cause = WorkerError(f"core {core} failed:\n\n{trace}" if trace else f"core {core} failed")
     kind = getattr(builtins, name, None) if module == "builtins" else None
