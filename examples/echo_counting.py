@@ -6,6 +6,7 @@ A client that sends STATS gets the counters of its connection's core as one line
 
 import argparse
 import asyncio
+import dataclasses
 import json
 from typing import Any
 
@@ -44,7 +45,7 @@ class CountingEcho(asyncio.Protocol):
 
 def counters() -> bytes:
     core = kloop.current_core()
-    line = {**core._asdict(), "connections": connections, "echoed_bytes": echoed_bytes}
+    line = {**dataclasses.asdict(core), "connections": connections, "echoed_bytes": echoed_bytes}
     return json.dumps(line).encode() + b"\n"
 
 

@@ -246,6 +246,11 @@ impl<T> Driver<T> {
         Some((&op.owner, op.kind.report(completion.result)?))
     }
 
+    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it.
+    pub fn is_usable(&self) -> bool {
+        self.backend.is_usable()
+    }
+
     /// The number of operations that have not reported their end through [`next`](Self::next).
     pub fn in_flight(&self) -> usize {
         self.ops.len()

@@ -27,7 +27,7 @@ pub use watch::Watch;
 use crate::driver::{Config, Driver, OpId, Outcome, Waker};
 use crate::py::{
     Args, Bound, Construct, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, StateRef,
-    ToObj, Type, Visit, state_of_type, thread_id,
+    ToObj, Type, Visit, state_of_type,
 };
 use crate::state::State;
 use timers::Timers;
@@ -41,8 +41,16 @@ pub struct Completion {
     pub outcome: Outcome,
 }
 
-/// Who hears of an operation's completions. An error leaves the loop, as SystemExit does.
-pub type Owner = Bound<Completion, Result<()>>;
+/// What the owner of an operation hears.
+pub enum Signal {
+    Completed(Completion),
+    /// The operation's ring is gone, and the operation with it: the loop has moved to another
+    /// thread and has a new ring.
+    RingLost,
+}
+
+/// Who hears of an operation. An error leaves the loop, as SystemExit does.
+pub type Owner = Bound<Signal, Result<()>>;
 
 /// The largest number of bytes that one read takes.
 pub const READ_SIZE: usize = 256 * 1024;
@@ -52,8 +60,6 @@ pub struct EventLoop {
     driver: RefCell<Option<Driver<Owner>>>,
     /// Gone once the loop is closed, like the driver.
     waker: RefCell<Option<Waker>>,
-    /// The thread that made the ring, which alone may use it.
-    ring_thread: Cell<u64>,
     ready: RefCell<VecDeque<Ref<Handle>>>,
     timers: RefCell<Timers>,
     watches: RefCell<HashMap<(RawFd, Direction), Ref<Watch>>>,
@@ -73,14 +79,13 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    fn construct(class: &Type<EventLoop>, args: &Args) -> Result<Ref<EventLoop>> {
+    fn construct(class: &Type<EventLoop>, _: &Args) -> Result<Ref<EventLoop>> {
         let state = state_of_type::<State, _>(class)?;
         let driver = new_driver(class.obj())?;
         class.alloc(EventLoop {
             state,
             waker: RefCell::new(Some(driver.waker())),
             driver: RefCell::new(Some(driver)),
-            ring_thread: Cell::new(thread_id(args.gil)),
             ready: RefCell::default(),
             timers: RefCell::default(),
             watches: RefCell::default(),
@@ -104,6 +109,10 @@ impl EventLoop {
         this: &Ref<EventLoop>,
         body: impl FnOnce(&mut Driver<Owner>) -> R,
     ) -> Result<R> {
+        if !this.thread_id.is_some() {
+            // While the loop does not run, any thread may prepare it or take it down.
+            Self::adopt_ring(this)?;
+        }
         match this.driver.try_borrow_mut() {
             Ok(mut driver) => match driver.as_mut() {
                 Some(driver) => Ok(body(driver)),
@@ -127,13 +136,18 @@ impl EventLoop {
 
     /// Asks the kernel to end operations, and waits until it refers to their file descriptors no
     /// more. On a closed loop there are none left.
-    pub fn cancel_ops(&self, ops: &[OpId]) {
-        if let Ok(mut driver) = self.driver.try_borrow_mut()
+    pub fn cancel_ops(this: &Ref<EventLoop>, ops: &[OpId]) -> Result<()> {
+        if !this.thread_id.is_some() && Self::adopt_ring(this)? {
+            // The operations have ended with their ring.
+            return Ok(());
+        }
+        if let Ok(mut driver) = this.driver.try_borrow_mut()
             && let Some(driver) = driver.as_mut()
         {
             // A failure means that the ring is gone, and its operations with it.
             let _ = driver.cancel(ops);
         }
+        Ok(())
     }
 
     /// Runs `body` with the receive buffer, of [`READ_SIZE`] bytes. It must not run Python.
@@ -188,25 +202,20 @@ impl EventLoop {
         this.state.to_fd.call([file])?.to_i32()
     }
 
-    /// A fresh ring for the thread that is about to run the loop, where the first one belongs to
-    /// the thread that made the loop.
-    fn adopt_ring(this: &Ref<EventLoop>) -> Result<()> {
-        let thread = thread_id(this.gil());
-        if this.ring_thread.get() == thread {
-            return Ok(());
-        }
-        if Self::with_driver(this, |driver| driver.in_flight())? > 0 {
-            return Err(Exc::runtime_error(
-                this.gil(),
-                "the loop has operations in flight that another thread started: run the loop in \
-                 the thread in which its servers, connections and readers were added",
-            ));
+    /// Replaces a ring that belongs to another thread. The owners of what was in flight on it start
+    /// it again. Returns whether that was necessary.
+    fn adopt_ring(this: &Ref<EventLoop>) -> Result<bool> {
+        let usable = |driver: &Option<Driver<Owner>>| driver.as_ref().is_none_or(Driver::is_usable);
+        // One that is borrowed is in use, by whichever thread.
+        if this.driver.try_borrow().map_or(true, |driver| usable(&driver)) {
+            return Ok(false);
         }
         let driver = new_driver(this.obj())?;
         this.waker.replace(Some(driver.waker()));
-        this.ring_thread.set(thread);
-        drop(this.driver.replace(Some(driver)));
-        Ok(())
+        let old = this.driver.replace(Some(driver));
+        let owners = old.map_or_else(Vec::new, |mut driver| driver.close());
+        owners.into_iter().try_for_each(|owner| owner.call(Signal::RingLost))?;
+        Ok(true)
     }
 
     /// Releases the ring, the callbacks and the timers. Idempotent.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::schedule::now;
-use super::{Completion, EventLoop, Handle};
+use super::{Completion, EventLoop, Handle, Signal};
 use crate::py::{Exc, Ref, Result, check_signals, detach};
 
 /// The longest single wait, as in asyncio: it keeps the timeout within what system calls accept.
@@ -59,10 +59,10 @@ impl EventLoop {
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT))
     }
 
-    fn take_completions(this: &Ref<EventLoop>) -> Result<()> {
+    pub(super) fn take_completions(this: &Ref<EventLoop>) -> Result<()> {
         while let Some(event) = Self::with_driver(this, |driver| driver.next())? {
             let completion = Completion { op: event.op, more: event.more, outcome: event.outcome };
-            event.owner.call(completion)?;
+            event.owner.call(Signal::Completed(completion))?;
             // A callback may have closed the loop's ring only by closing the loop, which asyncio
             // forbids while it runs.
         }

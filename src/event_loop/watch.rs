@@ -8,9 +8,9 @@ use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 
-use super::{Completion, EventLoop, Handle, Owner};
-use crate::driver::OpId;
+use super::{EventLoop, Handle, Owner, Signal};
 use crate::driver::socket::check_pollable;
+use crate::driver::{OpId, Outcome};
 use crate::py::{Args, Exc, GetSet, Method, Native, Obj, Ref, Result, Visit};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -101,12 +101,12 @@ impl EventLoop {
     fn drop_watch(this: &Ref<EventLoop>, key: (RawFd, Direction)) -> Result<bool> {
         let removed = this.watches.borrow_mut().remove(&key);
         let Some(watch) = removed else { return Ok(false) };
-        if let Some(op) = watch.op.take() {
-            this.cancel_ops(&[op]);
-        }
         let handle = watch.handle.take();
         if let Some(handle) = handle {
             Handle::cancel(&handle)?;
+        }
+        if let Some(op) = watch.op.take() {
+            Self::cancel_ops(this, &[op])?;
         }
         Ok(true)
     }
@@ -127,7 +127,7 @@ impl EventLoop {
 
 impl Watch {
     fn arm(this: &Ref<Watch>) -> Result<()> {
-        let owner = Owner::new(this.clone(), Watch::on_poll);
+        let owner = Owner::new(this.clone(), Watch::on_signal);
         let events = this.direction.events();
         let op =
             EventLoop::with_ring(&this.home, |driver| driver.poll(this.fd, events, false, owner))?;
@@ -135,12 +135,17 @@ impl Watch {
         Ok(())
     }
 
-    fn on_poll(this: &Ref<Watch>, completion: Completion) -> Result<()> {
+    fn on_signal(this: &Ref<Watch>, signal: Signal) -> Result<()> {
+        let Signal::Completed(completion) = signal else {
+            this.op.set(None);
+            let live = this.handle.borrow().is_some();
+            return if live { Watch::arm(this) } else { Ok(()) };
+        };
         if this.op.get() != Some(completion.op) {
             return Ok(());
         }
         this.op.set(None);
-        if let crate::driver::Outcome::Poll(Err(_)) = completion.outcome {
+        if let Outcome::Poll(Err(_)) = completion.outcome {
             // The file was closed under the watch: like a selector, fall silent.
             return Ok(());
         }

@@ -28,13 +28,6 @@ pub fn check_signals(gil: Gil) -> Result<()> {
     if unsafe { ffi::PyErr_CheckSignals() } < 0 { Err(Exc::fetch(gil)) } else { Ok(()) }
 }
 
-/// The identity of the calling thread, as `threading.get_ident()` gives it.
-#[inline]
-pub fn thread_id(_: Gil) -> u64 {
-    // SAFETY: attached (token), though the call needs no interpreter.
-    unsafe { ffi::PyThread_get_thread_ident() }
-}
-
 /// The interpreter's number; the main interpreter is 0.
 pub fn interpreter_id(_: Gil) -> i64 {
     // SAFETY: attached (token), so there is a current interpreter.

@@ -34,7 +34,7 @@ pub use class::{Bound, Construct, Describe, GetSet, Method, Native, Offset, Ref,
 pub use context::{copy_context, copy_current_context, enter_context};
 pub use convert::ToObj;
 pub use error::{Exc, Result};
-pub use interpreter::{check_signals, detach, interpreter_id, run_in_own_interpreter, thread_id};
+pub use interpreter::{check_signals, detach, interpreter_id, run_in_own_interpreter};
 pub use module::{ModuleState, StateRef, module_init, state_of_module, state_of_type};
 pub use object::{Gil, Obj, ObjCell};
 pub use recycle::FreeList;

@@ -7,7 +7,7 @@ use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
 use super::StreamTransport;
 use crate::driver::{OpId, Outcome};
-use crate::event_loop::{Completion, EventLoop, Owner};
+use crate::event_loop::{EventLoop, Owner, Signal};
 use crate::py::{
     Args, Construct, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, Signature, ToObj,
     Type, Visit, copy_context, copy_current_context, enter_context, state_of_type,
@@ -71,7 +71,7 @@ impl Listener {
         if this.closed.get() || this.op.get().is_some() {
             return Ok(());
         }
-        let owner = Owner::new(this.clone(), Listener::on_completion);
+        let owner = Owner::new(this.clone(), Listener::on_signal);
         let fd = this.fd;
         let op = EventLoop::with_ring(&this.home, |driver| driver.accept(fd, owner))?;
         this.op.set(Some(op));
@@ -82,12 +82,16 @@ impl Listener {
     fn close(this: &Ref<Self>) -> Result<()> {
         this.closed.set(true);
         if let Some(op) = this.op.take() {
-            this.home.cancel_ops(&[op]);
+            EventLoop::cancel_ops(&this.home, &[op])?;
         }
         Ok(())
     }
 
-    fn on_completion(this: &Ref<Self>, completion: Completion) -> Result<()> {
+    fn on_signal(this: &Ref<Self>, signal: Signal) -> Result<()> {
+        let Signal::Completed(completion) = signal else {
+            this.op.set(None);
+            return Self::accept(this);
+        };
         if this.op.get() != Some(completion.op) {
             // Closed meanwhile: a connection that was accepted after all is dropped, as one in
             // the backlog is.

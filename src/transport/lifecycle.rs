@@ -65,7 +65,7 @@ impl StreamTransport {
             return Ok(());
         }
         this.closing.set(true);
-        this.drop_unsent();
+        this.drop_unsent()?;
         Self::schedule_connection_lost(this, error)
     }
 
@@ -92,6 +92,20 @@ impl StreamTransport {
         }
         let text = format!("{} {what}", this.obj().repr()).to_obj(this.gil())?;
         this.home.obj().call_method(&this.home.state.names._debug_log, [&text]).map(drop)
+    }
+
+    /// The loop has moved to another thread. What a send in flight has achieved is unknown, so its
+    /// connection cannot go on.
+    pub(super) fn on_ring_lost(this: &Ref<Self>) -> Result<()> {
+        this.poll.set(None);
+        if this.send.take().is_none() {
+            return Self::start_reading(this);
+        }
+        let error = Exc::connection_error(
+            this.gil(),
+            "the event loop was moved to another thread while data was being sent",
+        );
+        Self::force_close(this, Some(error.object()))
     }
 
     /// Tells the loop's exception handler about an error.
@@ -136,17 +150,19 @@ impl StreamTransport {
             return Ok(());
         }
         let ops: Vec<_> = [this.poll.take(), this.send.take()].into_iter().flatten().collect();
-        this.home.cancel_ops(&ops);
+        let cancelled = EventLoop::cancel_ops(&this.home, &ops);
         this.home.release_fd(fd);
         let closed = match this.sock.take() {
             Some(sock) => sock.call_method(&this.home.state.names.close, []).map(drop),
             None => socket::close(fd).map_err(|error| Exc::os(this.gil(), &error)),
         };
-        match this.server.take() {
-            Some(server) => closed
-                .and(server.call_method(&this.home.state.names._detach, [this.obj()]).map(drop)),
-            None => closed,
-        }
+        let detached = match this.server.take() {
+            Some(server) => {
+                server.call_method(&this.home.state.names._detach, [this.obj()]).map(drop)
+            }
+            None => Ok(()),
+        };
+        cancelled.and(closed).and(detached)
     }
 
     /// A transport that nobody closed: its loop was closed under it, or dropped.

@@ -34,7 +34,7 @@ impl StreamTransport {
         if this.closing.get() || this.read_ended.get() || this.poll.get().is_some() {
             return Ok(());
         }
-        let owner = Owner::new(this.clone(), StreamTransport::on_completion);
+        let owner = Owner::new(this.clone(), StreamTransport::on_signal);
         let fd = this.fd.get();
         let op =
             EventLoop::with_ring(&this.home, |driver| driver.poll(fd, POLL_EVENTS, true, owner))?;
@@ -189,7 +189,7 @@ impl StreamTransport {
             }
         }
         if let Some(op) = this.poll.take() {
-            this.home.cancel_ops(&[op]);
+            EventLoop::cancel_ops(&this.home, &[op])?;
         }
         Ok(())
     }

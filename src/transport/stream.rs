@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
-use crate::driver::OpId;
 use crate::driver::socket::set_nodelay;
-use crate::event_loop::{Completion, EventLoop};
+use crate::driver::{OpId, Outcome};
+use crate::event_loop::{EventLoop, Signal};
 use crate::py::{
     Args, Construct, Describe, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result,
     Signature, Type, Visit, copy_current_context, enter_context,
@@ -148,15 +148,12 @@ impl StreamTransport {
     }
 
     /// The owner of the transport's operations: reads and sends report here.
-    pub(super) fn on_completion(this: &Ref<Self>, completion: Completion) -> Result<()> {
+    pub(super) fn on_signal(this: &Ref<Self>, signal: Signal) -> Result<()> {
         let _entered = enter_context(&this.context)?;
+        let Signal::Completed(completion) = signal else { return Self::on_ring_lost(this) };
         match completion.outcome {
-            crate::driver::Outcome::Poll(result) => {
-                Self::on_poll(this, completion.op, completion.more, result)
-            }
-            crate::driver::Outcome::Send(result, buffer) => {
-                Self::on_sent(this, completion.op, result, buffer)
-            }
+            Outcome::Poll(result) => Self::on_poll(this, completion.op, completion.more, result),
+            Outcome::Send(result, buffer) => Self::on_sent(this, completion.op, result, buffer),
             _ => Ok(()),
         }
     }

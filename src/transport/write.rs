@@ -159,7 +159,7 @@ impl StreamTransport {
     }
 
     fn send_from(this: &Ref<Self>, piece: Vec<u8>, start: usize) -> Result<()> {
-        let owner = Owner::new(this.clone(), StreamTransport::on_completion);
+        let owner = Owner::new(this.clone(), StreamTransport::on_signal);
         let fd = this.fd.get();
         let op = EventLoop::with_ring(&this.home, |driver| driver.send(fd, piece, start, owner))?;
         this.send.set(Some(op));
@@ -205,12 +205,13 @@ impl StreamTransport {
     }
 
     /// Forgets what was not sent yet.
-    pub(super) fn drop_unsent(&self) {
-        if let Some(op) = self.send.take() {
-            self.home.cancel_ops(&[op]);
-        }
+    pub(super) fn drop_unsent(&self) -> Result<()> {
         self.backlog.borrow_mut().clear();
         self.unsent.set(0);
+        match self.send.take() {
+            Some(op) => EventLoop::cancel_ops(&self.home, &[op]),
+            None => Ok(()),
+        }
     }
 }
 

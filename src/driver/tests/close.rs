@@ -75,7 +75,6 @@ fn close_leaks_no_descriptor() {
     });
 }
 
-/// More rings than a thread has places for registered descriptors, so some do without.
 #[test]
 fn many_rings_on_one_thread() {
     let mut drivers: Vec<Driver<u32>> = (0..20).map(|_| small_driver(4, 8)).collect();

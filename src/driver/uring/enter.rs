@@ -29,16 +29,13 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How to call the kernel for one ring.
 pub(super) struct Enter {
     fd: RawFd,
-    flags: EnterFlags,
 }
 
 impl Enter {
-    /// `registered` is the ring's place in the calling thread's table, if it has one.
-    pub fn new(ring: RawFd, registered: Option<u32>) -> Self {
-        match registered {
-            Some(index) => Enter { fd: index as RawFd, flags: EnterFlags::REGISTERED_RING },
-            None => Enter { fd: ring, flags: EnterFlags::empty() },
-        }
+    /// The descriptor is not registered with the thread, which would spare a look-up in each call:
+    /// the ring could then not be closed by another thread, and would live as long as the first.
+    pub fn new(ring: RawFd) -> Self {
+        Enter { fd: ring }
     }
 
     /// Submits only.
@@ -95,7 +92,7 @@ impl Enter {
                 self.fd,
                 to_submit,
                 min_complete,
-                (flags | self.flags).bits(),
+                flags.bits(),
                 arg,
                 arg_size,
             )

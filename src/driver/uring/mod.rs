@@ -24,7 +24,6 @@ const PATIENCE: usize = 16;
 pub(super) struct Uring {
     ring: IoUring,
     enter: Enter,
-    registered: Option<u32>,
     thread: libc::pid_t,
     eventfd: RawFd,
     /// The poll on the eventfd is missing: arm it before waiting.
@@ -35,11 +34,9 @@ impl Uring {
     /// Makes a ring that watches `eventfd`.
     pub fn new(config: &Config, eventfd: RawFd) -> Result<Self, SetupError> {
         let ring = setup::build(config)?;
-        let registered = setup::register_ring_fd(&ring);
         let mut uring = Uring {
-            enter: Enter::new(ring.as_raw_fd(), registered),
+            enter: Enter::new(ring.as_raw_fd()),
             ring,
-            registered,
             thread: current_thread(),
             eventfd,
             watch_due: true,
@@ -167,16 +164,6 @@ impl Backend for Uring {
     }
 }
 
-impl Drop for Uring {
-    fn drop(&mut self) {
-        if let Some(index) = self.registered
-            && self.is_usable()
-        {
-            setup::unregister_ring_fd(&self.ring, index);
-        }
-    }
-}
-
 fn current_thread() -> libc::pid_t {
     // SAFETY: gettid(2) has no preconditions.
     unsafe { libc::gettid() }
@@ -229,15 +216,5 @@ mod tests {
         assert!(!uring.ring.completion().is_empty(), "the kernel says ENOENT");
         assert!(uring.next().is_none());
         assert!(uring.ring.completion().is_empty());
-    }
-
-    #[test]
-    fn the_ring_is_registered_with_its_thread() {
-        let parker = Parker::new().unwrap();
-        // As often as a thread has places, and again: dropping gives them back.
-        for _ in 0..40 {
-            let uring = Uring::new(&Config::default(), parker.fd()).unwrap();
-            assert!(uring.registered.is_some());
-        }
     }
 }

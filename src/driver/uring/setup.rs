@@ -1,8 +1,5 @@
 //! Makes a ring with the flags the driver needs, and checks that it can do the work.
 
-use std::io;
-use std::os::fd::AsRawFd;
-
 use io_uring::{IoUring, Probe, opcode};
 
 use crate::driver::{Config, SetupError};
@@ -47,52 +44,4 @@ fn probe(ring: &IoUring) -> Result<(), SetupError> {
         .map(|(name, _)| *name)
         .collect();
     if missing.is_empty() { Ok(()) } else { Err(SetupError::missing_op(missing)) }
-}
-
-const REGISTER_RING_FDS: libc::c_uint = 20;
-const UNREGISTER_RING_FDS: libc::c_uint = 21;
-
-/// `struct io_uring_rsrc_update` of linux/io_uring.h.
-#[repr(C)]
-struct RingFdUpdate {
-    offset: u32,
-    reserved: u32,
-    data: u64,
-}
-
-/// Registers the ring's descriptor with the calling thread, which spares a look-up per call:
-/// io_uring_register(2). `None` where that is impossible; a thread has 16 such places.
-pub(super) fn register_ring_fd(ring: &IoUring) -> Option<u32> {
-    let mut update = RingFdUpdate { offset: u32::MAX, reserved: 0, data: ring.as_raw_fd() as u64 };
-    match ring_fds(ring, REGISTER_RING_FDS, &mut update) {
-        Ok(1) => Some(update.offset),
-        _ => None,
-    }
-}
-
-/// Gives the place back. Only on the thread that registered it: the places are per thread. Without
-/// it the ring would live as long as the thread.
-pub(super) fn unregister_ring_fd(ring: &IoUring, index: u32) {
-    let mut update = RingFdUpdate { offset: index, reserved: 0, data: 0 };
-    // Nothing to be done about an error.
-    let _ = ring_fds(ring, UNREGISTER_RING_FDS, &mut update);
-}
-
-fn ring_fds(
-    ring: &IoUring,
-    opcode: libc::c_uint,
-    update: &mut RingFdUpdate,
-) -> io::Result<libc::c_long> {
-    // SAFETY: `update` is one valid io_uring_rsrc_update, exclusively borrowed during the call, and
-    // the kernel keeps no pointer to it.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            ring.as_raw_fd(),
-            opcode,
-            std::ptr::from_mut(update),
-            1 as libc::c_uint,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

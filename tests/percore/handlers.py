@@ -1,0 +1,343 @@
+"""Handlers that the workers import, and what the tests have them do."""
+
+import asyncio
+import contextvars
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import kloop
+
+EXIT_STATUS = 3
+
+# Connections
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+class Echo(asyncio.Protocol):
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+class BufferedEcho(asyncio.BufferedProtocol):
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(4096)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.transport.write(bytes(self.buffer[:nbytes]))
+
+
+def make_echo() -> Echo:
+    return Echo()
+
+
+class Nested:
+    Echo = Echo
+
+    class Inner(Echo):
+        pass
+
+    def method(self) -> Echo:
+        return Echo()
+
+
+@functools.cache
+def cached() -> Echo:
+    raise AssertionError("is not called")
+
+
+not_callable = 1
+
+
+class Failing:
+    """A handler that fails at every connection's first byte b"!", and echoes all others."""
+
+    @staticmethod
+    async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            if data == b"!":
+                raise LookupError("the handler fails")
+            writer.write(data)
+        writer.close()
+
+    class Protocol(Echo):
+        def data_received(self, data: bytes) -> None:
+            if data == b"!":
+                raise LookupError("the protocol fails")
+            self.transport.write(data)
+
+
+_made = itertools.count()
+
+
+def every_other_fails() -> Echo:
+    """A protocol factory that fails at this core's first connection, and each second after it."""
+    if next(_made) % 2 == 0:
+        raise LookupError("the factory fails")
+    return Echo()
+
+
+class MixedEcho(Echo):
+    """An echo at first; a client that begins with b"[" speaks with calls()."""
+
+    def data_received(self, data: bytes) -> None:
+        if data.startswith(b"["):
+            reader = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(reader, calls)
+            self.transport.set_protocol(protocol)
+            protocol.connection_made(self.transport)
+            protocol.data_received(data)
+        else:
+            self.transport.write(data)
+
+
+async def mixed_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As MixedEcho, with streams."""
+    try:
+        first = await reader.read(65536)
+        if first.startswith(b"["):
+            reader.feed_data(first)
+            await calls(reader, writer)
+        else:
+            writer.write(first)
+            await echo(reader, writer)
+    except ConnectionError:
+        pass
+
+
+# Functions that a test calls in a worker
+
+Function = Callable[..., Awaitable[Any]]
+functions: dict[str, Function] = {}
+live = 0
+"""Connections of this core to calls()."""
+
+here: contextvars.ContextVar[str] = contextvars.ContextVar("here", default="nowhere")
+
+
+def function(made: Function) -> Function:
+    functions[made.__name__] = made
+    return made
+
+
+async def calls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Runs the functions that a client names, with arguments, as lines of JSON."""
+    global live
+    live += 1
+    try:
+        while line := await reader.readline():
+            name, *arguments = json.loads(line)
+            try:
+                reply = ["result", await functions[name](*arguments)]
+            except Exception as error:
+                reply = ["error", repr(error)]
+            writer.write(json.dumps(reply).encode() + b"\n")
+            await writer.drain()
+    finally:
+        live -= 1
+        writer.close()
+
+
+@function
+async def core() -> dict[str, int]:
+    return dataclasses.asdict(kloop.current_core())
+
+
+@function
+async def open_connections() -> int:
+    return live
+
+
+@function
+async def affinity() -> list[int]:
+    """The CPUs that this core's thread may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
+@function
+async def thread_names() -> list[str]:
+    return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+
+
+@function
+async def process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "argv": sys.argv, "path": sys.path}
+
+
+@function
+async def loop_stats() -> dict[str, int]:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, kloop.Loop)
+    return dict(loop.stats())
+
+
+@function
+async def debug() -> bool:
+    return asyncio.get_running_loop().get_debug()
+
+
+@function
+async def block() -> None:
+    """Never ends by itself."""
+    await asyncio.Event().wait()
+
+
+@function
+async def refuse_to_end() -> None:
+    """Never ends, cancelled or not, as long as it is only cancelled twice."""
+    for _ in range(2):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+
+_gates: dict[str, asyncio.Event] = {}
+
+
+@function
+async def wait_at_gate(name: str) -> str:
+    await _gates.setdefault(name, asyncio.Event()).wait()
+    return "through"
+
+
+@function
+async def open_gate(name: str) -> None:
+    _gates.setdefault(name, asyncio.Event()).set()
+
+
+@function
+async def exit_worker() -> NoReturn:
+    sys.exit(EXIT_STATUS)
+
+
+@function
+async def stop_loop() -> None:
+    asyncio.get_running_loop().stop()
+    await asyncio.Event().wait()
+
+
+@function
+async def block_thread(path: str) -> None:
+    """Blocks the worker's thread until somebody writes to a FIFO."""
+    with open(path) as fifo:
+        fifo.read()
+
+
+@function
+async def task_groups_and_contexts() -> list[str]:
+    here.set("outside")
+
+    async def inner(name: str) -> str:
+        before = here.get()
+        here.set(name)
+        await asyncio.sleep(0)
+        return f"{before}, {here.get()}"
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(inner(name)) for name in ("one", "two")]
+    return [*(task.result() for task in tasks), here.get()]
+
+
+@function
+async def context() -> str:
+    return here.get()
+
+
+@function
+async def executors() -> list[Any]:
+    loop = asyncio.get_running_loop()
+    here.set("in a thread")
+    with ThreadPoolExecutor(1) as pool:
+        own = await loop.run_in_executor(pool, threading.get_ident)
+    return [
+        await asyncio.to_thread(here.get),
+        await loop.run_in_executor(None, sum, [1, 2, 3]),
+        own != threading.get_ident(),
+    ]
+
+
+@function
+async def subprocesses() -> list[Any]:
+    shell = await asyncio.create_subprocess_shell(
+        "cat; exit 7", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await shell.communicate(b"through a pipe")
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "print(1 + 1)", stdout=asyncio.subprocess.PIPE
+    )
+    result, _ = await program.communicate()
+    return [output.decode(), shell.returncode, result.decode(), program.returncode]
+
+
+@function
+async def tls_client(port: int) -> list[str]:
+    from support import client_context
+
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=client_context(), server_hostname="localhost"
+    )
+    writer.write(b"over TLS\n")
+    line = await reader.readline()
+    version = writer.get_extra_info("ssl_object").version()
+    writer.close()
+    await writer.wait_closed()
+    return [line.decode(), version]
+
+
+@function
+async def tcp_server_and_client() -> str:
+    """A server of the worker's own, beside the one of serve_per_core."""
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        writer.write(b"round\n")
+        line = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+    return line.decode()
+
+
+@function
+async def resolve() -> list[Any]:
+    infos = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
+    return [info[4] for info in infos]
+
+
+@function
+async def serve_again() -> str:
+    try:
+        kloop.serve_per_core("handlers:Echo", port=0)
+    except RuntimeError as error:
+        return str(error)
+    return "served"

@@ -1,0 +1,213 @@
+"""serve_per_core: handlers, workers and kernels that fail."""
+
+import errno
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+from server_process import Client, End, Serve, Server, echo, is_closed, wait_until
+
+from support import fill_socket
+
+
+def fail_one_of_two(server: Server) -> str:
+    """One connection fails, others on both cores live: what was logged."""
+    with ExitStack() as stack:
+        socks = [stack.enter_context(server.connect()) for _ in range(4)]
+        for sock in socks:
+            echo(sock, b"before")
+        for sock in socks[:2]:
+            sock.sendall(b"!")
+            assert is_closed(sock)
+        for sock in socks[2:]:
+            echo(sock, b"after")
+    with server.connect() as sock:
+        echo(sock, b"new")
+    return server.stop().errors
+
+
+def test_a_streams_handler_that_raises(serve: Serve) -> None:
+    errors = fail_one_of_two(serve("'handlers:Failing.streams'"))
+    assert errors.count("Unhandled exception in client_connected_cb") == 2
+    assert errors.count("LookupError: the handler fails") == 2
+
+
+def test_a_protocol_that_raises(serve: Serve) -> None:
+    errors = fail_one_of_two(serve("'handlers:Failing.Protocol'"))
+    assert errors.count("Fatal error: protocol.data_received() call failed.") == 2
+    assert errors.count("LookupError: the protocol fails") == 2
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_protocol_factory_that_raises(serve: Serve, debug: bool) -> None:
+    """asyncio's servers report it in debug mode only; and the core's count must not suffer."""
+    server = serve("'handlers:every_other_fails'", f"debug={debug}")
+    for _ in range(4):
+        with server.connect() as first, server.connect() as second:
+            assert is_closed(first)
+            assert is_closed(second)
+        with server.connect() as first, server.connect() as second:
+            echo(first, b"hello")
+            echo(second, b"hello")
+            fds = server.open_fds()
+    wait_until(lambda: server.open_fds() == fds - 2)
+    errors = server.stop().errors
+    assert errors.count("LookupError: the factory fails") == (8 if debug else 0)
+
+
+def end_after(serve: Serve, name: str, cores: int = 2) -> End:
+    """A worker ends, by a function of handlers.py, while others have work to do."""
+    server = serve("'handlers:calls'", f"cores={cores}, drain_timeout=1000")
+    with server.one_client_per_core(cores) as clients:
+        for client in clients[1:]:
+            client.start("block")
+        start = time.monotonic()
+        clients[0].start(name)
+        assert is_closed(clients[0].sock)
+        end = server.end()
+        assert time.monotonic() - start < 5
+    return end
+
+
+def test_a_worker_that_exits(serve: Serve) -> None:
+    end = end_after(serve, "exit_worker")
+    assert end.status == 1
+    assert end.last_line == "kloop.percore.WorkerError: builtins.SystemExit: 3"
+    assert "exit_worker" in end.errors
+
+
+def test_a_worker_whose_loop_is_stopped(serve: Serve) -> None:
+    end = end_after(serve, "stop_loop")
+    assert end.status == 1
+    assert end.last_line == "RuntimeError: Event loop stopped before Future completed."
+
+
+# File descriptors
+
+LIMITED = """
+import os, resource, socket
+
+
+def ready(addresses):
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    # As many descriptors as there are left may be had, whatever their numbers.
+    limit = max(used) + 1
+    free = 6
+    held = [os.dup(0) for number in range(limit) if number not in used]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit + free, limit + free))
+    print("ready", json.dumps(addresses), flush=True)
+"""
+
+
+def test_file_descriptors_run_out_at_accept(serve: Serve) -> None:
+    server = serve("'handlers:Echo'", before=LIMITED)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(server.connect()) for _ in range(20)]
+        for sock in socks:
+            sock.sendall(b"hello")
+        for sock in socks[:6]:
+            assert sock.recv(100) == b"hello"
+        server.wait_for_error("accept failed, trying again")
+        for sock in socks[:6]:
+            echo(sock, b"still served")
+        for served, waiting in zip(socks[:14], socks[6:], strict=True):
+            served.close()
+            assert waiting.recv(100) == b"hello"
+    with server.connect() as sock:
+        echo(sock, b"hello")
+    errors = server.stop().errors
+    assert "[Errno 24] Too many open files" in errors
+    assert all("accept failed, trying again" in line for line in errors.splitlines())
+
+
+def test_too_few_file_descriptors_to_start(script: Serve) -> None:
+    server = script(
+        "import os, resource, kloop\n"
+        "limit = max(map(int, os.listdir('/proc/self/fd'))) + 6\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))\n"
+        "kloop.serve_per_core('handlers:Echo', port=0, cores=8)\n"
+    )
+    end = server.end()
+    assert end.status == 1
+    assert end.last_line.startswith("OSError: [Errno 24]"), end.errors
+
+
+# io_uring denied
+
+SECCOMP = """
+import ctypes
+import struct
+
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+IO_URING_SETUP = 425  # the same number on every architecture
+ALLOW, FAIL_WITH = 0x7FFF0000, 0x00050000
+
+
+def deny_io_uring(errno):
+    instructions = b"".join(
+        struct.pack("HBBI", *instruction)
+        for instruction in (
+            (LOAD, 0, 0, 0),  # the system call's number
+            (JUMP_IF_EQUAL, 0, 1, IO_URING_SETUP),
+            (RETURN, 0, 0, FAIL_WITH | errno),
+            (RETURN, 0, 0, ALLOW),
+        )
+    )
+    code = ctypes.create_string_buffer(instructions)
+    program = struct.pack("HP", len(instructions) // 8, ctypes.addressof(code))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    pointer = ctypes.create_string_buffer(program)
+    assert prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    assert prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, pointer, 0, 0) == 0
+"""
+
+USE = {
+    "run": "import asyncio, kloop\nkloop.run(asyncio.sleep(0))\n",
+    "serve_per_core": "import kloop\nkloop.serve_per_core('handlers:Echo', port=0)\n",
+}
+
+CAUSES = {
+    errno.EPERM: ("PermissionError: [Errno 1]", "seccomp"),
+    errno.ENOSYS: ("OSError: [Errno 38]", "built without io_uring"),
+}
+
+
+@pytest.mark.parametrize("number", CAUSES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("use", USE)
+@pytest.mark.filterwarnings("ignore")
+def test_io_uring_is_denied(script: Serve, use: str, number: int) -> None:
+    end = script(SECCOMP + f"\ndeny_io_uring({number})\n" + USE[use]).end()
+    assert end.status == 1
+    kind, cause = CAUSES[number]
+    assert end.last_line.startswith(kind)
+    assert "io_uring_setup" in end.last_line
+    assert cause in end.last_line
+    assert "never awaited" not in end.errors.replace("coroutine 'sleep' was never awaited", "")
+
+
+def test_clients_that_reset_before_they_are_accepted(serve: Serve) -> None:
+    server = serve("'handlers:echo'")
+    for _ in range(300):
+        with server.connect() as sock:
+            linger = (1).to_bytes(4, "little") + (0).to_bytes(4, "little")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    with server.connect() as sock:
+        echo(sock, b"hello")
+
+
+def test_the_connection_is_closed_on_every_core_at_the_end(serve: Serve) -> None:
+    server = serve("'handlers:calls'", "drain_timeout=0")
+    with server.one_client_per_core(2) as clients:
+        server.stop()
+        for client in clients:
+            assert is_closed(client.sock)
+
+
+def test_a_client_that_never_reads(serve: Serve) -> None:
+    server = serve("'handlers:Echo'", "drain_timeout=0")
+    with server.connect() as sock, Client(server.connect()):
+        sock.setblocking(False)
+        fill_socket(sock)
+        server.stop()
