@@ -47,6 +47,7 @@ names!(
     _warn,
     buffer_updated,
     call_exception_handler,
+    call_later,
     close,
     connection_lost,
     connection_made,

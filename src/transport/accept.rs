@@ -20,6 +20,9 @@ const OUT_OF_RESOURCE: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, li
 /// Errors that concern one connection that is gone already.
 const TRANSIENT: [i32; 3] = [libc::ECONNABORTED, libc::EINTR, libc::EAGAIN];
 
+/// Seconds after which the kernel has taken a ring down that another thread has closed.
+const RING_TEARDOWN: f64 = 0.1;
+
 pub struct Listener {
     home: Ref<EventLoop>,
     fd: RawFd,
@@ -88,10 +91,7 @@ impl Listener {
     }
 
     fn on_signal(this: &Ref<Self>, signal: Signal) -> Result<()> {
-        let Signal::Completed(completion) = signal else {
-            this.op.set(None);
-            return Self::accept(this);
-        };
+        let Signal::Completed(completion) = signal else { return Self::on_ring_lost(this) };
         if this.op.get() != Some(completion.op) {
             // Closed meanwhile: a connection that was accepted after all is dropped, as one in
             // the backlog is.
@@ -106,6 +106,24 @@ impl Listener {
             Err(error) => return Self::on_error(this, error),
         }
         if completion.more { Ok(()) } else { Self::accept(this) }
+    }
+
+    /// The kernel takes the old ring down in the background. Its accept waits exclusively, so until
+    /// then it can swallow the news of a connection: look again after a while.
+    fn on_ring_lost(this: &Ref<Self>) -> Result<()> {
+        this.op.set(None);
+        Self::accept(this)?;
+        let names = &this.home.state.names;
+        let delay = RING_TEARDOWN.to_obj(this.gil())?;
+        let again = this.obj().get(c"_accept_again")?;
+        this.home.obj().call_method(&names.call_later, [&delay, &again]).map(drop)
+    }
+
+    fn accept_again(this: &Ref<Self>) -> Result<()> {
+        if let Some(op) = this.op.take() {
+            EventLoop::cancel_ops(&this.home, &[op])?;
+        }
+        Self::accept(this)
     }
 
     fn on_connection(this: &Ref<Self>, fd: OwnedFd) -> Result<()> {
@@ -185,6 +203,7 @@ impl Native for Listener {
     const METHODS: &'static [Method<Self>] = &[
         Method::noargs(c"close", Listener::close),
         Method::noargs(c"_accept", Listener::accept),
+        Method::noargs(c"_accept_again", Listener::accept_again),
         Method::END,
     ];
     const GETSETS: &'static [GetSet<Self>] =
