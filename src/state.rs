@@ -38,6 +38,7 @@ names!(
     _attach,
     _callback_failed,
     _check_callback,
+    _check_duration,
     _check_thread,
     _connection_failed,
     _debug_log,

@@ -292,3 +292,20 @@ async def test_an_exception_on_accept_is_reported(debug_loop: Loop, errors: Erro
         assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()
+
+
+def test_a_slow_protocol_is_warned_of(debug_loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(Recorder):
+        def data_received(self, data: bytes) -> None:
+            time.sleep(0.02)
+            super().data_received(data)
+
+    async def main() -> None:
+        async with linked(Slow) as link:
+            link.send(b"in")
+            assert await link.protocol.received(2) == b"in"
+
+    debug_loop.slow_callback_duration = 0.01
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        debug_loop.run_until_complete(main())
+    assert any("Executing" in record.getMessage() for record in caplog.records)

@@ -200,12 +200,16 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
         try:
             start = self.time()
             handle._run()
-            took = self.time() - start
-            if took >= self.slow_callback_duration:
-                name = base_events._format_handle(handle)  # type: ignore[attr-defined]
-                logger.warning("Executing %s took %.3f seconds", name, took)
+            self._check_duration(handle, self.time() - start)
         finally:
             self._current_handle = None
+
+    def _check_duration(self, executed: Any, seconds: float) -> None:
+        if seconds >= self.slow_callback_duration:
+            name = repr(executed)
+            if isinstance(executed, _kloop.Handle):
+                name = base_events._format_handle(executed)  # type: ignore[attr-defined]
+            logger.warning("Executing %s took %.3f seconds", name, seconds)
 
     def _debug_log(self, message: str, error: BaseException | None = None) -> None:
         logger.debug("%s", message, exc_info=error)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::schedule::now;
 use super::{Completion, EventLoop, Handle, Signal};
-use crate::py::{Exc, Ref, Result, check_signals, detach};
+use crate::py::{Exc, Obj, Ref, Result, ToObj, check_signals, detach};
 
 /// The longest single wait, as in asyncio: it keeps the timeout within what system calls accept.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
@@ -59,14 +59,23 @@ impl EventLoop {
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT))
     }
 
-    pub(super) fn take_completions(this: &Ref<EventLoop>) -> Result<()> {
+    fn take_completions(this: &Ref<EventLoop>) -> Result<()> {
         while let Some(event) = Self::with_driver(this, |driver| driver.next())? {
             let completion = Completion { op: event.op, more: event.more, outcome: event.outcome };
+            let start = this.debug().then(now);
             event.owner.call(Signal::Completed(completion))?;
-            // A callback may have closed the loop's ring only by closing the loop, which asyncio
-            // forbids while it runs.
+            if let Some(start) = start {
+                Self::check_duration(this, event.owner.receiver(), now() - start)?;
+            }
         }
         Ok(())
+    }
+
+    /// In debug mode, warns of an I/O callback that was slow.
+    fn check_duration(this: &Ref<EventLoop>, owner: &Obj, seconds: f64) -> Result<()> {
+        let seconds = seconds.to_obj(this.gil())?;
+        let method = &this.state.names._check_duration;
+        this.obj().call_method(method, [owner, &seconds]).map(drop)
     }
 
     fn expire_timers(&self) {
