@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import types
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn
@@ -296,6 +297,7 @@ def report_accept_error(error: OSError) -> None:
 
 
 _leaving = False
+_exit: SystemExit | None = None
 
 
 def leave_interpreters_alone() -> None:
@@ -306,6 +308,30 @@ def leave_interpreters_alone() -> None:
     """
     atexit.unregister(_leave)
     atexit.register(_leave)
+    watch_for_exit()
+
+
+def watch_for_exit() -> None:
+    """Keep the SystemExit that ends the program: no exit handler can ask CPython for it.
+
+    Where all of sys.monitoring's tools are taken, a status that is not 0 is lost.
+    """
+    monitoring, unwinding = sys.monitoring, sys.monitoring.events.PY_UNWIND
+    tools = [number for number in range(6) if monitoring.get_tool(number) in (None, "kloop")]
+    if tools and monitoring.get_tool(tools[-1]) is None:
+        monitoring.use_tool_id(tools[-1], "kloop")
+        monitoring.register_callback(tools[-1], unwinding, _note_exit)
+        monitoring.set_events(tools[-1], unwinding)
+
+
+def _note_exit(code: types.CodeType, offset: int, error: BaseException) -> None:
+    global _exit
+    if (
+        isinstance(error, SystemExit)
+        and sys._getframe(1).f_back is None  # it leaves the outermost frame
+        and threading.current_thread() is threading.main_thread()
+    ):
+        _exit = error
 
 
 def _leave() -> None:
@@ -315,13 +341,24 @@ def _leave() -> None:
     _leaving = True
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    exit_now(1 if getattr(sys, "last_exc", None) is not None else 0)
+    error = _exit or getattr(sys, "last_exc", None)
+    if isinstance(error, KeyboardInterrupt):
+        flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        exit_now((error.code or 0) & 0xFF)
+    exit_now(0 if error is None else 1)
 
 
 def exit_now(status: int) -> NoReturn:
+    flush()
+    os._exit(status)
+
+
+def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (AttributeError, OSError, ValueError):
             pass  # closed, or gone with a pipe
-    os._exit(status)

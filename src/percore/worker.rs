@@ -136,10 +136,9 @@ impl Worker {
         let home = this.home.borrow().clone();
         let (Some(home), Some(factory)) = (home, this.factory.get()) else { return Ok(()) };
         let server = Some(this.obj());
-        if accept_stream(&home, connection, &factory, server, &this.context)?.is_none() {
-            this.team.core(this.index).connection_closed();
-        }
-        Ok(())
+        let core = this.team.core(this.index);
+        let on_refused = || core.connection_closed();
+        accept_stream(&home, connection, &factory, server, &this.context, on_refused)
     }
 
     fn tell(this: &Ref<Self>, message: &str) -> Result<()> {

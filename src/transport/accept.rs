@@ -135,7 +135,7 @@ impl Listener {
             return Ok(());
         }
         let Some(factory) = this.factory.get() else { return Ok(()) };
-        accept_stream(&this.home, fd, &factory, server.as_ref(), &this.context).map(drop)
+        accept_stream(&this.home, fd, &factory, server.as_ref(), &this.context, || ())
     }
 
     fn on_error(this: &Ref<Self>, error: io::Error) -> Result<()> {
@@ -157,33 +157,36 @@ impl Listener {
 }
 
 /// Makes a protocol and a transport for an accepted connection and starts them. An exception of
-/// the factory closes the connection and nothing else.
+/// the factory closes the connection and nothing else; `on_refused` is called before that.
 pub fn accept_stream(
     home: &Ref<EventLoop>,
     fd: OwnedFd,
     factory: &Obj,
     server: Option<&Obj>,
     context: &Obj,
-) -> Result<Option<Ref<StreamTransport>>> {
+    on_refused: impl FnOnce(),
+) -> Result<()> {
     let context = copy_context(context)?;
     let made = {
         let _entered = enter_context(&context)?;
         factory.call([])
     };
-    let made = made.and_then(|protocol| {
-        StreamTransport::accepted(home, fd, &protocol, server, context.clone())
-    });
-    match made {
-        Ok(transport) => {
-            StreamTransport::start_now(&transport)?;
-            Ok(Some(transport))
-        }
-        Err(error) if error.is_exit() => Err(error),
+    let started = match made {
+        Ok(protocol) => StreamTransport::accepted(home, fd, &protocol, server, context)
+            .and_then(|transport| StreamTransport::start_now(&transport)),
         Err(error) => {
-            // asyncio tells of it in debug mode only.
-            home.obj().call_method(&home.state.names._connection_failed, [error.object()])?;
-            Ok(None)
+            on_refused();
+            drop(fd);
+            Err(error)
         }
+    };
+    match started {
+        Err(error) if !error.is_exit() => {
+            // asyncio tells of it in debug mode only.
+            let method = &home.state.names._connection_failed;
+            home.obj().call_method(method, [error.object()]).map(drop)
+        }
+        started => started,
     }
 }
 

@@ -143,7 +143,8 @@ impl StreamTransport {
         called.and(released).and(Self::fail_empty_waiter(this))
     }
 
-    /// Ends the operations, closes the socket and leaves the server.
+    /// Ends the operations, leaves the server and closes the socket. In this order: a peer that sees
+    /// the end and connects again finds it counted.
     fn release(this: &Ref<Self>) -> Result<()> {
         let fd = this.fd.replace(-1);
         if fd < 0 {
@@ -152,17 +153,17 @@ impl StreamTransport {
         let ops: Vec<_> = [this.poll.take(), this.send.take()].into_iter().flatten().collect();
         let cancelled = EventLoop::cancel_ops(&this.home, &ops);
         this.home.release_fd(fd);
-        let closed = match this.sock.take() {
-            Some(sock) => sock.call_method(&this.home.state.names.close, []).map(drop),
-            None => socket::close(fd).map_err(|error| Exc::os(this.gil(), &error)),
-        };
         let detached = match this.server.take() {
             Some(server) => {
                 server.call_method(&this.home.state.names._detach, [this.obj()]).map(drop)
             }
             None => Ok(()),
         };
-        cancelled.and(closed).and(detached)
+        let closed = match this.sock.take() {
+            Some(sock) => sock.call_method(&this.home.state.names.close, []).map(drop),
+            None => socket::close(fd).map_err(|error| Exc::os(this.gil(), &error)),
+        };
+        cancelled.and(detached).and(closed)
     }
 
     /// A transport that nobody closed: its loop was closed under it, or dropped.

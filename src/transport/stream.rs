@@ -139,11 +139,11 @@ impl StreamTransport {
         home.claim_fd(fd);
         // Fails for sockets that are not TCP, which have no delay to switch off.
         let _ = set_nodelay(fd);
-        this.note_addresses()?;
-        Self::set_protocol(&this, protocol)?;
         if let Some(server) = this.server.get() {
             server.call_method(&home.state.names._attach, [this.obj()])?;
         }
+        this.note_addresses()?;
+        Self::set_protocol(&this, protocol)?;
         Ok(this)
     }
 
