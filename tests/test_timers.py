@@ -366,3 +366,16 @@ async def test_a_timer_can_be_made_from_any_callback_kind(loop: Loop) -> None:
     ]
     steps[0]()
     assert await done == "done"
+
+
+def test_not_a_number_is_due_at_once(new_loop: Callable[[], Loop]) -> None:
+    if new_loop is asyncio.new_event_loop:
+        pytest.skip("asyncio's selector raises ValueError for a timeout of NaN")
+    loop = new_loop()
+    ran: list[float] = []
+    for delay in (math.nan, -math.nan, 0.0):
+        loop.call_later(delay, ran.append, delay)
+    loop.call_later(0.001, loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert len(ran) == 3

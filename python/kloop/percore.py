@@ -334,12 +334,27 @@ def _note_exit(code: types.CodeType, offset: int, error: BaseException) -> None:
         _exit = error
 
 
+class _RegisteredLater:
+    """Equal to the exit handlers registered after _leave(), of which CPython 3.13 keeps a list in
+    that order and asks each whether it is the one to unregister."""
+
+    passed = False
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, handler: object) -> bool:
+        if handler is _leave:
+            self.passed = True
+            return False
+        return self.passed
+
+
 def _leave() -> None:
     global _leaving
     if _leaving:
         return
     _leaving = True
     threading._shutdown()  # type: ignore[attr-defined]
+    atexit.unregister(_RegisteredLater())  # they have run already
     atexit._run_exitfuncs()
     error = _exit or getattr(sys, "last_exc", None)
     if isinstance(error, KeyboardInterrupt):

@@ -25,7 +25,9 @@ impl Entry {
 
 impl Timers {
     pub fn push(&mut self, handle: Ref<Handle>) {
-        let entry = Entry { when: handle.when(), number: self.next, handle };
+        // Not a number is due at once, for want of a better time; it would confound the order.
+        let when = if handle.when().is_nan() { f64::NEG_INFINITY } else { handle.when() };
+        let entry = Entry { when, number: self.next, handle };
         self.next += 1;
         self.heap.push(entry);
         self.sift_up(self.heap.len() - 1);

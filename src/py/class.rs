@@ -1,9 +1,7 @@
 //! Heap types: Rust values inside Python objects.
 //!
-//! A type is described by [`Native`]: constant tables of methods and attributes, written as plain
-//! Rust functions. Each table entry is made by a `const fn` that turns the function's own
-//! (zero-sized) type into a C trampoline, so no macro and no allocation is involved, and one table
-//! serves every interpreter.
+//! A type is described by [`Native`]: tables of methods and attributes (see `members.rs`) and what
+//! the garbage collector needs to know (see `slots.rs`).
 
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::marker::PhantomData;
@@ -13,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pyo3_ffi as ffi;
 
 use super::args::Args;
-use super::convert::ToObj;
 use super::error::{Exc, Result};
+use super::members::{GetSet, Method, conjure};
 use super::object::{Gil, Obj, ObjCell};
-use super::panic::{guard, guard_silent};
 use super::recycle::FreeList;
+use super::slots;
 
 /// The body of a type's call.
 pub type Construct<T> = fn(&Type<T>, &Args) -> Result<Ref<T>>;
@@ -76,14 +74,14 @@ const fn own_offset<T>() -> usize {
 }
 
 #[inline]
-fn offset<T: Native>() -> usize {
+pub(super) fn offset<T: Native>() -> usize {
     T::extends().map_or(const { own_offset::<T>() }, |offset| offset.0.load(Ordering::Relaxed))
 }
 
 /// # Safety
 /// `obj` is an instance of `T`'s type (or of a subclass) that holds a value, alive for `'a`.
 #[inline]
-unsafe fn value<'a, T: Native>(obj: *mut ffi::PyObject) -> &'a T {
+pub(super) unsafe fn value<'a, T: Native>(obj: *mut ffi::PyObject) -> &'a T {
     // SAFETY: instances are allocated with room for the value at this offset.
     unsafe { &*obj.byte_add(offset::<T>()).cast::<T>() }
 }
@@ -96,7 +94,7 @@ impl<T: Native> Ref<T> {
     /// # Safety
     /// As for [`value`].
     #[inline]
-    unsafe fn view(ptr: &*mut ffi::PyObject) -> &Self {
+    pub(super) unsafe fn view(ptr: &*mut ffi::PyObject) -> &Self {
         // SAFETY: a transparent wrapper of a transparent wrapper of the pointer.
         unsafe { &*(ptr as *const *mut ffi::PyObject).cast() }
     }
@@ -182,6 +180,11 @@ impl<T: Native> Clone for Type<T> {
 }
 
 impl<T: Native> Type<T> {
+    /// `class` must be a type object whose instances hold a `T`.
+    pub(super) fn from_obj(class: Obj) -> Self {
+        Type(class, PhantomData)
+    }
+
     /// Makes the type for `module` and adds it there. `base` is the Python class that it extends.
     pub fn create(module: &Obj, base: Option<&Obj>) -> Result<Self> {
         Self::build(module, base, T::NAME, T::DOC, T::METHODS, T::GETSETS)
@@ -219,28 +222,28 @@ impl<T: Native> Type<T> {
         if T::CONSTRUCT.is_none() {
             flags |= ffi::Py_TPFLAGS_DISALLOW_INSTANTIATION;
         }
-        let mut slots = vec![
+        let mut table = vec![
             slot(ffi::Py_tp_doc, doc.as_ptr().cast_mut().cast()),
             slot(ffi::Py_tp_methods, methods.as_ptr().cast_mut().cast()),
             slot(ffi::Py_tp_getset, getsets.as_ptr().cast_mut().cast()),
-            slot(ffi::Py_tp_dealloc, dealloc::<T> as *mut c_void),
-            slot(ffi::Py_tp_traverse, traverse::<T> as *mut c_void),
-            slot(ffi::Py_tp_clear, clear::<T> as *mut c_void),
+            slot(ffi::Py_tp_dealloc, slots::dealloc::<T> as *mut c_void),
+            slot(ffi::Py_tp_traverse, slots::traverse::<T> as *mut c_void),
+            slot(ffi::Py_tp_clear, slots::clear::<T> as *mut c_void),
         ];
         if T::CONSTRUCT.is_some() {
-            slots.push(slot(ffi::Py_tp_new, construct::<T> as *mut c_void));
+            table.push(slot(ffi::Py_tp_new, slots::construct::<T> as *mut c_void));
         }
         if T::CONSTRUCT.is_some() && T::extends().is_some() {
             // The instance is complete: the base class's __init__ has nothing to add.
-            slots.push(slot(ffi::Py_tp_init, no_init as *mut c_void));
+            table.push(slot(ffi::Py_tp_init, slots::no_init as *mut c_void));
         }
         if T::REPR.is_some() {
-            slots.push(slot(ffi::Py_tp_repr, repr::<T> as *mut c_void));
+            table.push(slot(ffi::Py_tp_repr, slots::repr::<T> as *mut c_void));
         }
         if T::FINALIZE.is_some() {
-            slots.push(slot(ffi::Py_tp_finalize, finalize::<T> as *mut c_void));
+            table.push(slot(ffi::Py_tp_finalize, slots::finalize::<T> as *mut c_void));
         }
-        slots.push(slot(0, std::ptr::null_mut()));
+        table.push(slot(0, std::ptr::null_mut()));
         let size = size_of::<T>() as c_int;
         let mut spec = ffi::PyType_Spec {
             name: name.as_ptr(),
@@ -251,7 +254,7 @@ impl<T: Native> Type<T> {
             },
             itemsize: 0,
             flags: flags as c_uint,
-            slots: slots.as_mut_ptr(),
+            slots: table.as_mut_ptr(),
         };
         // SAFETY: the spec and its slots are read during the call; the tables are constants. The
         // trampolines match the slots' signatures.
@@ -359,334 +362,5 @@ impl Visit {
             // SAFETY: `visit` and `arg` are the collector's, valid during the traversal.
             self.result = unsafe { (self.visit)(ptr, self.arg) };
         }
-    }
-}
-
-/// An entry of a type's method table.
-#[repr(transparent)]
-pub struct Method<T>(ffi::PyMethodDef, PhantomData<fn(T)>);
-
-impl<T> Method<T> {
-    pub const END: Self = Method(ffi::PyMethodDef::zeroed(), PhantomData);
-
-    fn is_end(&self) -> bool {
-        self.0.ml_name.is_null()
-    }
-}
-
-impl<T: Native> Method<T> {
-    /// A method without arguments.
-    pub const fn noargs<F, R>(name: &'static CStr, _body: F) -> Self
-    where
-        F: Fn(&Ref<T>) -> Result<R> + Copy,
-        R: ToObj,
-    {
-        let meth = ffi::PyMethodDefPointer { PyCFunction: call_noargs::<T, F, R> };
-        Method(method_def(name, meth, ffi::METH_NOARGS), PhantomData)
-    }
-
-    /// A method with exactly one positional argument.
-    pub const fn one<F, R>(name: &'static CStr, _body: F) -> Self
-    where
-        F: Fn(&Ref<T>, &Obj) -> Result<R> + Copy,
-        R: ToObj,
-    {
-        let meth = ffi::PyMethodDefPointer { PyCFunction: call_one::<T, F, R> };
-        Method(method_def(name, meth, ffi::METH_O), PhantomData)
-    }
-
-    /// A method with any arguments.
-    pub const fn any<F, R>(name: &'static CStr, _body: F) -> Self
-    where
-        F: Fn(&Ref<T>, &Args) -> Result<R> + Copy,
-        R: ToObj,
-    {
-        let meth = ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call_any::<T, F, R> };
-        Method(method_def(name, meth, ffi::METH_FASTCALL | ffi::METH_KEYWORDS), PhantomData)
-    }
-}
-
-const fn method_def(
-    name: &'static CStr,
-    meth: ffi::PyMethodDefPointer,
-    flags: c_int,
-) -> ffi::PyMethodDef {
-    ffi::PyMethodDef {
-        ml_name: name.as_ptr(),
-        ml_meth: meth,
-        ml_flags: flags,
-        ml_doc: std::ptr::null(),
-    }
-}
-
-/// An entry of a type's attribute table.
-#[repr(transparent)]
-pub struct GetSet<T>(ffi::PyGetSetDef, PhantomData<fn(T)>);
-
-impl<T> GetSet<T> {
-    pub const END: Self = GetSet(
-        ffi::PyGetSetDef {
-            name: std::ptr::null(),
-            get: None,
-            set: None,
-            doc: std::ptr::null(),
-            closure: std::ptr::null_mut(),
-        },
-        PhantomData,
-    );
-
-    fn is_end(&self) -> bool {
-        self.0.name.is_null()
-    }
-}
-
-impl<T: Native> GetSet<T> {
-    /// A read-only attribute.
-    pub const fn get<G, R>(name: &'static CStr, _get: G) -> Self
-    where
-        G: Fn(&Ref<T>) -> Result<R> + Copy,
-        R: ToObj,
-    {
-        GetSet(
-            ffi::PyGetSetDef {
-                name: name.as_ptr(),
-                get: Some(get_attr::<T, G, R>),
-                set: None,
-                doc: std::ptr::null(),
-                closure: std::ptr::null_mut(),
-            },
-            PhantomData,
-        )
-    }
-
-    /// An attribute that can be assigned to, but not deleted.
-    pub const fn writable<G, R, S>(name: &'static CStr, _get: G, _set: S) -> Self
-    where
-        G: Fn(&Ref<T>) -> Result<R> + Copy,
-        R: ToObj,
-        S: Fn(&Ref<T>, &Obj) -> Result<()> + Copy,
-    {
-        GetSet(
-            ffi::PyGetSetDef {
-                name: name.as_ptr(),
-                get: Some(get_attr::<T, G, R>),
-                set: Some(set_attr::<T, S>),
-                doc: std::ptr::null(),
-                closure: std::ptr::null_mut(),
-            },
-            PhantomData,
-        )
-    }
-}
-
-/// The one value of a function item's or a captureless closure's zero-sized type.
-///
-/// # Safety
-/// A value of `F` exists: the tables above take one when an entry is made.
-#[inline]
-unsafe fn conjure<F: Copy>() -> F {
-    const { assert!(size_of::<F>() == 0, "methods are plain functions") };
-    // SAFETY: a zero-sized type has no bytes to get wrong, and the caller vouches for inhabitance.
-    unsafe { std::mem::transmute_copy(&()) }
-}
-
-/// Finishes a call from C: a result becomes a new reference, an error the pending exception.
-#[inline]
-fn finish<R: ToObj>(gil: Gil, body: impl FnOnce() -> Result<R>) -> *mut ffi::PyObject {
-    match guard(gil, || body()?.to_obj(gil)) {
-        Ok(obj) => obj.into_ptr(),
-        Err(error) => {
-            error.restore();
-            std::ptr::null_mut()
-        }
-    }
-}
-
-unsafe extern "C" fn call_noargs<T, F, R>(
-    this: *mut ffi::PyObject,
-    _: *mut ffi::PyObject,
-) -> *mut ffi::PyObject
-where
-    T: Native,
-    F: Fn(&Ref<T>) -> Result<R> + Copy,
-    R: ToObj,
-{
-    // SAFETY: CPython calls methods on attached threads with instances of the type.
-    unsafe { finish(Gil::assume(), || conjure::<F>()(Ref::view(&this))) }
-}
-
-unsafe extern "C" fn call_one<T, F, R>(
-    this: *mut ffi::PyObject,
-    arg: *mut ffi::PyObject,
-) -> *mut ffi::PyObject
-where
-    T: Native,
-    F: Fn(&Ref<T>, &Obj) -> Result<R> + Copy,
-    R: ToObj,
-{
-    // SAFETY: as for `call_noargs`; the argument is a live object.
-    unsafe { finish(Gil::assume(), || conjure::<F>()(Ref::view(&this), Obj::view(&arg))) }
-}
-
-unsafe extern "C" fn call_any<T, F, R>(
-    this: *mut ffi::PyObject,
-    args: *const *mut ffi::PyObject,
-    count: ffi::Py_ssize_t,
-    names: *mut ffi::PyObject,
-) -> *mut ffi::PyObject
-where
-    T: Native,
-    F: Fn(&Ref<T>, &Args) -> Result<R> + Copy,
-    R: ToObj,
-{
-    // SAFETY: as for `call_noargs`; the arguments follow the vectorcall convention.
-    unsafe {
-        let gil = Gil::assume();
-        finish(gil, || {
-            let args = Args::from_vectorcall(gil, &args, count, &names);
-            conjure::<F>()(Ref::view(&this), &args)
-        })
-    }
-}
-
-unsafe extern "C" fn get_attr<T, G, R>(
-    this: *mut ffi::PyObject,
-    _: *mut c_void,
-) -> *mut ffi::PyObject
-where
-    T: Native,
-    G: Fn(&Ref<T>) -> Result<R> + Copy,
-    R: ToObj,
-{
-    // SAFETY: as for `call_noargs`.
-    unsafe { finish(Gil::assume(), || conjure::<G>()(Ref::view(&this))) }
-}
-
-unsafe extern "C" fn set_attr<T, S>(
-    this: *mut ffi::PyObject,
-    value: *mut ffi::PyObject,
-    _: *mut c_void,
-) -> c_int
-where
-    T: Native,
-    S: Fn(&Ref<T>, &Obj) -> Result<()> + Copy,
-{
-    // SAFETY: as for `call_noargs`; a null value asks for deletion.
-    unsafe {
-        let gil = Gil::assume();
-        let result = guard(gil, || {
-            if value.is_null() {
-                return Err(Exc::type_error(gil, "the attribute cannot be deleted"));
-            }
-            conjure::<S>()(Ref::view(&this), Obj::view(&value))
-        });
-        match result {
-            Ok(()) => 0,
-            Err(error) => {
-                error.restore();
-                -1
-            }
-        }
-    }
-}
-
-unsafe extern "C" fn construct<T: Native>(
-    class: *mut ffi::PyTypeObject,
-    args: *mut ffi::PyObject,
-    kwargs: *mut ffi::PyObject,
-) -> *mut ffi::PyObject {
-    // SAFETY: CPython passes a class, a tuple and a dict or null, on an attached thread.
-    unsafe {
-        let gil = Gil::assume();
-        finish(gil, || {
-            let class = Type::<T>(Obj::borrowed(class.cast()), PhantomData);
-            let positional = Obj::borrowed(args).to_vec()?;
-            let (names, values) = if kwargs.is_null() {
-                (None, Vec::new())
-            } else {
-                let names = Obj::owned(ffi::PySequence_Tuple(kwargs))?;
-                let values = Obj::owned(ffi::PyDict_Values(kwargs))?.to_vec()?;
-                (Some(names), values)
-            };
-            let args =
-                Args { gil, positional: &positional, names: names.as_ref(), values: &values };
-            match T::CONSTRUCT {
-                Some(body) => body(&class, &args),
-                None => Err(Exc::type_error(gil, "the type cannot be instantiated")),
-            }
-        })
-    }
-}
-
-unsafe extern "C" fn no_init(
-    _: *mut ffi::PyObject,
-    _: *mut ffi::PyObject,
-    _: *mut ffi::PyObject,
-) -> c_int {
-    0
-}
-
-unsafe extern "C" fn repr<T: Native>(this: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    // SAFETY: as for `call_noargs`.
-    unsafe {
-        finish(Gil::assume(), || match T::REPR {
-            Some(body) => body(Ref::view(&this)),
-            None => Ok(Obj::view(&this).type_name()),
-        })
-    }
-}
-
-unsafe extern "C" fn finalize<T: Native>(this: *mut ffi::PyObject) {
-    // SAFETY: as for `call_noargs`. A finaliser must leave a pending exception as it found it.
-    unsafe {
-        let pending = ffi::PyErr_GetRaisedException();
-        if let Some(body) = T::FINALIZE {
-            guard_silent(|| body(Ref::view(&this)));
-        }
-        ffi::PyErr_SetRaisedException(pending);
-    }
-}
-
-unsafe extern "C" fn traverse<T: Native>(
-    this: *mut ffi::PyObject,
-    visit: ffi::visitproc,
-    arg: *mut c_void,
-) -> c_int {
-    let mut visit = Visit::new(visit, arg);
-    // SAFETY: the collector passes live instances. A subclass's own traverse visits its type.
-    unsafe {
-        visit.ptr(ffi::Py_TYPE(this).cast());
-        guard_silent(|| value::<T>(this).traverse(&mut visit));
-    }
-    visit.result()
-}
-
-unsafe extern "C" fn clear<T: Native>(this: *mut ffi::PyObject) -> c_int {
-    // SAFETY: the collector passes live instances and keeps them alive during the call.
-    unsafe { guard_silent(|| value::<T>(this).clear()) };
-    0
-}
-
-unsafe extern "C" fn dealloc<T: Native>(this: *mut ffi::PyObject) {
-    // SAFETY: called once, when the last reference is gone, on an attached thread. The order is
-    // CPython's own: finaliser (which may revive the object), untrack, weak references, value,
-    // memory, type.
-    unsafe {
-        if T::FINALIZE.is_some() && ffi::PyObject_CallFinalizerFromDealloc(this) < 0 {
-            return;
-        }
-        ffi::PyObject_GC_UnTrack(this.cast());
-        if T::WEAK_REFERENCES {
-            ffi::PyObject_ClearWeakRefs(this);
-        }
-        let class = ffi::Py_TYPE(this);
-        let data = this.byte_add(offset::<T>()).cast::<T>();
-        let list = (*data).free_list();
-        guard_silent(|| std::ptr::drop_in_place(data));
-        if !list.is_some_and(|list| list.push(this)) {
-            let free = (*class).tp_free.unwrap_or(ffi::PyObject_GC_Del);
-            free(this.cast());
-        }
-        ffi::Py_DECREF(class.cast());
     }
 }
