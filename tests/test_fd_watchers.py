@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support import ErrorLog, Recorder, fill_socket, linked, settle
+from support import LOCALHOST, ErrorLog, Recorder, fill_socket, linked, settle
 
 Loop = asyncio.AbstractEventLoop
 
@@ -409,3 +409,18 @@ def test_closing_a_loop_with_watchers_leaves_the_descriptors_open(loop: Loop, pa
     theirs.send(b"x")
     loop.close()
     assert ours.recv(1) == b"x"
+
+
+async def test_the_transports_of_asyncio_show_what_they_watch(loop: Loop) -> None:
+    transport, _ = await loop.create_datagram_endpoint(
+        asyncio.DatagramProtocol, local_addr=(LOCALHOST, 0)
+    )
+    await asyncio.sleep(0)
+    assert "read=polling" in repr(transport)
+    assert "write=<idle" in repr(transport)
+    transport.close()
+    await asyncio.sleep(0)
+    process = await asyncio.create_subprocess_exec("true", stdout=asyncio.subprocess.PIPE)
+    pipe = process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+    assert "fd=" in repr(pipe)
+    await process.communicate()

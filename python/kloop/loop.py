@@ -14,7 +14,9 @@ Handle._repr_info; base_events._format_handle; format_helpers._format_callback_s
 
 import asyncio
 import functools
+import selectors
 import socket
+import weakref
 from asyncio import base_events, constants, format_helpers, trsock
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine
@@ -26,8 +28,19 @@ from kloop import _kloop
 __all__ = ["Loop", "new_event_loop", "run"]
 
 
-class _NoSelector:
-    """Stands where asyncio's loop expects a selector to close; the native base has none."""
+class _WatchTable:
+    """Stands where asyncio's loop has a selector; asyncio's transports ask it what is watched."""
+
+    def __init__(self, loop: _kloop.Loop) -> None:
+        self._loop = weakref.ref(loop)
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        loop = self._loop()
+        events = loop._watched(fileobj) if loop is not None else 0
+        if not events:
+            raise KeyError(f"{fileobj!r} is not registered")
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        return selectors.SelectorKey(fileobj, fd, events, None)
 
     def close(self) -> None:
         pass
@@ -45,7 +58,7 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
         self._listeners: dict[int, _kloop.Listener] = {}
         self._ssock: socket.socket | None = None
         self._csock: socket.socket | None = None
-        super().__init__(cast(Any, _NoSelector()))
+        super().__init__(cast(Any, _WatchTable(self)))
 
     def close(self) -> None:
         """Close the loop and its ring. See asyncio.loop.close."""
@@ -202,7 +215,8 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
             handle._run()
             self._check_duration(handle, self.time() - start)
         finally:
-            self._current_handle = None
+            # The traceback of an exception that is kept must not keep the handle: that is a cycle.
+            self._current_handle = handle = None
 
     def _check_duration(self, executed: Any, seconds: float) -> None:
         if seconds >= self.slow_callback_duration:

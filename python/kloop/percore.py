@@ -354,7 +354,7 @@ def _leave() -> None:
         return
     _leaving = True
     threading._shutdown()  # type: ignore[attr-defined]
-    atexit.unregister(_RegisteredLater())  # they have run already
+    atexit.unregister(_RegisteredLater())  # type: ignore[arg-type]  # they have run already
     atexit._run_exitfuncs()
     error = _exit or getattr(sys, "last_exc", None)
     if isinstance(error, KeyboardInterrupt):

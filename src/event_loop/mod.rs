@@ -335,6 +335,7 @@ impl Native for EventLoop {
         Method::one(c"_remove_reader", EventLoop::remove_reader),
         Method::any(c"_add_writer", EventLoop::add_writer),
         Method::one(c"_remove_writer", EventLoop::remove_writer),
+        Method::one(c"_watched", EventLoop::watched),
         Method::one(c"_ensure_fd_no_transport", EventLoop::ensure_fd_no_transport),
         Method::noargs(c"_close_ring", EventLoop::close_ring),
         Method::noargs(c"stats", EventLoop::stats),

@@ -56,6 +56,16 @@ impl EventLoop {
         Self::remove_watch(this, Direction::Write, file)
     }
 
+    /// What is watched on a file descriptor, as the `selectors` module's EVENT_READ (1) and
+    /// EVENT_WRITE (2).
+    pub(super) fn watched(this: &Ref<EventLoop>, file: &Obj) -> Result<i32> {
+        let fd = Self::file_descriptor(this, file)?;
+        let watches = this.watches.borrow();
+        let reading = i32::from(watches.contains_key(&(fd, Direction::Read)));
+        let writing = i32::from(watches.contains_key(&(fd, Direction::Write)));
+        Ok(reading | writing << 1)
+    }
+
     fn add_watch(
         this: &Ref<EventLoop>,
         method: &str,
