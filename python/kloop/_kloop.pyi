@@ -89,6 +89,7 @@ class Cores:
         signals: int,
         job: str,
         on_ready: Callable[[], object],
+        on_stop: Callable[[], object],
         on_error: Callable[[OSError], object],
     ) -> Self: ...
     @property

@@ -72,7 +72,7 @@ def serve_per_core(
         returns an asyncio.Protocol or BufferedProtocol and is called in the worker's loop for each
         connection; or either one's name as "package.module:name". The workers import it by name.
     host, port: where to listen, with the meaning of loop.create_server; port 0 picks a free one.
-    sock: a bound socket to listen on instead of host and port.
+    sock: a bound socket to listen on instead of host and port. It is closed with the server.
     cores: how many cores to use, or which CPUs; by default all of the process's affinity mask.
     backlog: the listening queue's length, in connections.
     drain_timeout: seconds that open connections and handlers are given to finish after the first
@@ -96,6 +96,11 @@ def serve_per_core(
     for name in SHARED_MODULES:
         importlib.import_module(name)
     listeners = listen(host, port, sock, backlog)
+
+    def close_listeners() -> None:
+        for listener in listeners:
+            listener.close()
+
     try:
         addresses = [listener.getsockname() for listener in listeners]
         with signal_socket() as signals:
@@ -106,12 +111,12 @@ def serve_per_core(
                     signals.fileno(),
                     json.dumps(job),
                     lambda: announce(addresses, cpus, on_ready),
+                    close_listeners,
                     report_accept_error,
                 )
             )
     finally:
-        for listener in listeners:
-            listener.close()
+        close_listeners()
 
 
 def check_place() -> None:
@@ -198,10 +203,9 @@ def listen(
     if sock is not None:
         if sock.type != socket.SOCK_STREAM:
             raise ValueError(f"A Stream Socket was expected, got {sock!r}")
-        own = sock.dup()
-        own.setblocking(False)
-        own.listen(backlog)
-        return [own]
+        sock.setblocking(False)
+        sock.listen(backlog)
+        return [sock]
     hosts = [host] if host is None or isinstance(host, str) else list(host)
     infos = {
         info

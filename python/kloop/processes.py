@@ -77,6 +77,7 @@ class ProcessCores:
         signals: int,
         job: str,
         on_ready: Callable[[], object],
+        on_stop: Callable[[], object],
         on_error: Callable[[OSError], object],
     ) -> None:
         self.stuck = False
@@ -85,6 +86,7 @@ class ProcessCores:
         self._signals = socket.socket(fileno=os.dup(signals))
         self._job = job
         self._on_ready = on_ready
+        self._on_stop = on_stop
         self._on_error = on_error
         self._children: list[Child] = []
         self._selector = selectors.DefaultSelector()
@@ -155,7 +157,11 @@ class ProcessCores:
             self._stops = 2
         while self._told < min(self._stops, 2):
             self._told += 1
-            self._unwatch_listeners()
+            if self._told == 1:
+                self._unwatch_listeners()
+                for listener in self._listeners:
+                    listener.close()
+                self._on_stop()
             if self._told == 2:
                 self._abort_at = time.monotonic() + ABORT_LIMIT
             for child in self._children:

@@ -24,6 +24,8 @@ pub struct Cores {
     /// What each worker is to do: text that kloop's Python code writes and reads.
     job: Arc<str>,
     on_ready: Obj,
+    /// Called when accepting has ended, to close the listening sockets.
+    on_stop: Obj,
     on_error: Obj,
     /// How often stop() was called: once drains, twice aborts.
     stops: Cell<u32>,
@@ -39,18 +41,25 @@ enum Phase {
     Aborting(Instant),
 }
 
-const CONSTRUCTOR: Signature<6> = Signature {
+const CONSTRUCTOR: Signature<7> = Signature {
     function: "Cores",
-    names: ["cpus", "listeners", "signals", "job", "on_ready", "on_error"],
-    required: 6,
-    positional: 6,
+    names: ["cpus", "listeners", "signals", "job", "on_ready", "on_stop", "on_error"],
+    required: 7,
+    positional: 7,
 };
 
 impl Cores {
     fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
         let gil = args.gil;
-        let [Some(cpus), Some(listeners), Some(signals), Some(job), Some(on_ready), Some(on_error)] =
-            args.bind(&CONSTRUCTOR)?
+        let [
+            Some(cpus),
+            Some(listeners),
+            Some(signals),
+            Some(job),
+            Some(on_ready),
+            Some(on_stop),
+            Some(on_error),
+        ] = args.bind(&CONSTRUCTOR)?
         else {
             return Err(Exc::type_error(gil, "Cores() needs all its arguments"));
         };
@@ -62,6 +71,7 @@ impl Cores {
             acceptor: RefCell::new(acceptor),
             job: job.to_str()?.into(),
             on_ready: on_ready.clone(),
+            on_stop: on_stop.clone(),
             on_error: on_error.clone(),
             stops: Cell::new(0),
             stuck: Cell::new(false),
@@ -148,6 +158,7 @@ impl Cores {
         let stops = this.stops.get();
         if phase == Phase::Serving && stops >= 1 {
             Self::with_acceptor(this, Acceptor::stop)?;
+            this.on_stop.call([])?;
             this.team.broadcast(|| Message::Drain);
         }
         Ok(match phase {
@@ -248,6 +259,7 @@ impl Native for Cores {
 
     fn traverse(&self, visit: &mut Visit) {
         visit.obj(&self.on_ready);
+        visit.obj(&self.on_stop);
         visit.obj(&self.on_error);
     }
 

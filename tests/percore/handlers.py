@@ -62,7 +62,7 @@ def make_echo() -> Echo:
 
 
 class Nested:
-    Echo = Echo
+    alias = Echo
 
     class Inner(Echo):
         pass
@@ -107,8 +107,23 @@ def every_other_fails() -> Echo:
     return Echo()
 
 
+def fails_on_core_1() -> Echo:
+    if kloop.current_core().index == 1:
+        raise LookupError("the factory fails")
+    return Echo()
+
+
+served = 0
+"""Connections of this core to the two that follow."""
+
+
 class MixedEcho(Echo):
-    """An echo at first; a client that begins with b"[" speaks with calls()."""
+    """An echo; but a client that begins with b"[" speaks with calls()."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        global served
+        served += 1
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         if data.startswith(b"["):
@@ -123,6 +138,8 @@ class MixedEcho(Echo):
 
 async def mixed_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """As MixedEcho, with streams."""
+    global served
+    served += 1
     try:
         first = await reader.read(65536)
         if first.startswith(b"["):
@@ -179,6 +196,11 @@ async def open_connections() -> int:
 
 
 @function
+async def connections_served() -> int:
+    return served
+
+
+@function
 async def affinity() -> list[int]:
     """The CPUs that this core's thread may run on."""
     return sorted(os.sched_getaffinity(0))
@@ -195,7 +217,7 @@ async def process() -> dict[str, Any]:
 
 
 @function
-async def loop_stats() -> dict[str, int]:
+async def loop_stats() -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, kloop.Loop)
     return dict(loop.stats())
@@ -213,9 +235,9 @@ async def block() -> None:
 
 
 @function
-async def refuse_to_end() -> None:
-    """Never ends, cancelled or not, as long as it is only cancelled twice."""
-    for _ in range(2):
+async def refuse_to_end(_: str) -> NoReturn:
+    """Never ends, cancelled or not."""
+    while True:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:

@@ -81,13 +81,13 @@ class Server:
 
     def __enter__(self) -> Self:
         self._errors = tempfile.TemporaryFile("w+")
-        path = os.pathsep.join(map(str, (HERE, HERE.parent)))
+        path = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
             self._command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
             text=True,
         )
         self._reader = threading.Thread(target=self._read)
@@ -184,7 +184,7 @@ class Server:
         """Whether a connection is refused now."""
         try:
             self.connect().close()
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             return True
         return False
 

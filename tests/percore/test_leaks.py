@@ -62,3 +62,6 @@ def test_connections_leave_nothing_behind(serve: Serve, handler: str) -> None:
         wait_until(lambda: server.open_fds() == fds)
         assert [client.call("loop_stats") for client in clients] == stats
         assert server.resident_bytes() - memory < GROWTH
+        served = [client.call("connections_served") for client in clients]
+    assert sum(served) >= CONNECTIONS
+    assert abs(served[0] - served[1]) < CONNECTIONS / 10

@@ -25,7 +25,7 @@ HANDLERS = [
     "handlers.BufferedEcho",
     "handlers.make_echo",
     "handlers.Nested.Inner",
-    "handlers.Nested.Echo",  # defined elsewhere, and found there
+    "handlers.Nested.alias",  # defined elsewhere, and found there
 ]
 
 

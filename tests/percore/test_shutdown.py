@@ -1,5 +1,6 @@
 """serve_per_core: signals, draining, and what comes after it."""
 
+import os
 import signal
 import socket
 import sys
@@ -29,28 +30,12 @@ def test_an_idle_server_ends_at_once(serve: Serve, number: int, flags: str) -> N
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_drain_finishes_what_is_in_flight(serve: Serve, number: int) -> None:
-    server = serve("'handlers:calls'")
-    with server.one_client_per_core(2) as clients:
-        clients[0].start("wait_at_gate", "a")
-        server.send_signal(number)
-        wait_until(server.refuses)
-        # The gate is opened through another connection to the same core would be refused now;
-        # so it is through the one that is open to the other core that nothing must change.
-        assert clients[1].call("core")["index"] == 1
-        assert server.process.poll() is None
-        clients[1].close()
-        clients[0].sock.shutdown(socket.SHUT_WR)
-        server.send_signal(signal.SIGCONT)  # does nothing
-        assert server.process.poll() is None
-
-
-def test_drain_waits_for_handlers_and_connections(serve: Serve) -> None:
     server = serve("'handlers:calls'", "cores=1")
     with Client(server.connect()) as waiting, Client(server.connect()) as opening:
         waiting.call("core")
         opening.call("core")
         waiting.start("wait_at_gate", "a")
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(number)
         wait_until(server.refuses)
         assert server.process.poll() is None
         opening.call("open_gate", "a")
@@ -129,26 +114,16 @@ def test_a_second_signal_ends_at_once(serve: Serve, second: int, flags: str) -> 
     assert end.errors == ""
 
 
-def test_a_handler_that_will_not_be_cancelled_is_cancelled_again(serve: Serve) -> None:
-    """asyncio.run would wait for it for ever."""
-    server = serve("'handlers:calls'", "drain_timeout=0")
+@pytest.mark.parametrize("function", ["refuse_to_end", "block_thread"])
+def test_a_worker_that_does_not_end_is_given_up(
+    serve: Serve, tmp_path: Path, function: str
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    server = serve("'handlers:calls'", "drain_timeout=1000")
     with Client(server.connect()) as client:
         client.call("core")
-        client.start("refuse_to_end")
-        server.send_signal(signal.SIGTERM)
-        end = server.end()
-    assert end.status in (0, 1)
-
-
-def test_a_blocked_worker_is_given_up(serve: Serve, tmp_path: Path) -> None:
-    import os
-
-    path = tmp_path / "fifo"
-    os.mkfifo(path)
-    server = serve("'handlers:calls'", "drain_timeout=0")
-    with Client(server.connect()) as client:
-        client.call("core")
-        client.start("block_thread", str(path))
+        client.start(function, str(fifo))
         server.send_signal(signal.SIGTERM)
         wait_until(server.refuses)
         server.send_signal(signal.SIGTERM)
@@ -179,7 +154,7 @@ def test_sigterm_amid_busy_connections(serve: Serve) -> None:
 
 
 def test_sigterm_amid_connections_that_never_end(serve: Serve) -> None:
-    server = serve("'handlers:echo'", "drain_timeout=0.2")
+    server = serve("'handlers:Echo'", "drain_timeout=0.2")
     with ExitStack() as stack:
         socks = [stack.enter_context(server.connect()) for _ in range(100)]
         for sock in socks:
@@ -222,7 +197,7 @@ def test_the_signal_handlers_are_restored(serve: Serve) -> None:
 
 
 def test_no_thread_and_no_fd_is_left(serve: Serve) -> None:
-    list_all = "len(os.listdir('/proc/self/task')), sorted(os.listdir('/proc/self/fd'))"
+    list_all = "[os.listdir('/proc/self/task'), sorted(os.listdir('/proc/self/fd'))]"
     server = serve(before=f"import os; before = {list_all}", after=f"print({list_all} == before)")
     with server.connect() as sock:
         echo(sock, b"hello")
