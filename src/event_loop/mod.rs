@@ -220,12 +220,15 @@ impl EventLoop {
 
     /// Releases the ring, the callbacks and the timers. Idempotent.
     fn close_ring(this: &Ref<EventLoop>) -> Result<()> {
-        let driver = this.driver.try_borrow_mut().ok().and_then(|mut driver| driver.take());
-        let owners = driver.map(|mut driver| driver.close());
+        let owners = this.take_driver().map(|mut driver| driver.close());
         this.waker.replace(None);
         this.forget_callbacks();
         drop(owners);
         Ok(())
+    }
+
+    fn take_driver(&self) -> Option<Driver<Owner>> {
+        self.driver.try_borrow_mut().ok().and_then(|mut driver| driver.take())
     }
 
     fn forget_callbacks(&self) {
@@ -384,10 +387,7 @@ impl Native for EventLoop {
     }
 
     fn clear(&self) {
-        if let Ok(mut driver) = self.driver.try_borrow_mut() {
-            let driver = driver.take();
-            drop(driver.map(|mut driver| driver.close()));
-        }
+        drop(self.take_driver().map(|mut driver| driver.close()));
         self.forget_callbacks();
         self.thread_id.set(None);
         self.task_factory.set(None);

@@ -96,7 +96,9 @@ impl EventLoop {
             op: Cell::new(None),
         })?;
         Watch::arm(&watch)?;
-        this.watches.borrow_mut().insert((fd, direction), watch);
+        // A callback released above may have added a watch of its own.
+        let replaced = this.watches.borrow_mut().insert((fd, direction), watch);
+        drop(replaced);
         Ok(handle)
     }
 

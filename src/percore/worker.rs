@@ -148,7 +148,8 @@ impl Worker {
 
     /// Called by each transport when it starts, as asyncio.Server's method is.
     fn attach(this: &Ref<Self>, transport: &Obj) -> Result<()> {
-        this.transports.borrow_mut().insert(transport.address(), transport.clone());
+        let replaced = this.transports.borrow_mut().insert(transport.address(), transport.clone());
+        drop(replaced);
         Ok(())
     }
 

@@ -154,6 +154,24 @@ def test_too_few_file_descriptors_to_start(script: Serve, free: int) -> None:
     assert len(end.output) == 2
 
 
+def test_too_few_threads_to_start(script: Serve) -> None:
+    """The workers that could be started end."""
+    server = script(
+        "import os, resource\n"
+        # What is imported later may be out of reach for nobody.
+        "import encodings.idna, sqlite3, decimal, hashlib, ssl, kloop\n"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (4, 4))\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "try:\n"
+        "    kloop.serve_per_core('handlers:Echo', port=0, cores=8)\n"
+        "except BlockingIOError as error:\n"
+        "    print(error)\n"
+        "print(len(os.listdir('/proc/self/task')))\n"
+    )
+    end = server.end()
+    assert end.output == ["[Errno 11] Resource temporarily unavailable", "1"], end
+
+
 # io_uring denied
 
 SECCOMP = """
