@@ -44,6 +44,7 @@ names!(
     _debug_log,
     _describe_handle,
     _detach,
+    _io_failed,
     _run_in_debug_mode,
     _warn,
     buffer_updated,
@@ -66,7 +67,7 @@ names!(
 );
 
 pub struct State {
-    /// Declared before the types: memory is given back while the type it was used for lives.
+    /// Memory of dead handles and timers.
     pub handles: FreeList,
     pub names: Names,
     pub event_loop: Type<EventLoop>,
@@ -167,5 +168,12 @@ impl ModuleState for State {
         ] {
             visit.obj(obj);
         }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // Before the types.
+        self.handles.close();
     }
 }

@@ -13,6 +13,7 @@ Handle._repr_info; base_events._format_handle; format_helpers._format_callback_s
 """
 
 import asyncio
+import errno
 import functools
 import selectors
 import socket
@@ -165,12 +166,11 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
             )
         )
 
-    def _accept_failed(
-        self, listener: _kloop.Listener, error: OSError, out_of_resource: bool
-    ) -> None:
+    def _accept_failed(self, listener: _kloop.Listener, error: OSError, retry: bool) -> None:
         message = "socket.accept() failed"
-        if out_of_resource:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             message = "socket.accept() out of system resource"
+        if retry:
             self.call_later(constants.ACCEPT_RETRY_DELAY, listener._accept)
         self.call_exception_handler(
             {
@@ -201,6 +201,11 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
         if handle._source_traceback:
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
+
+    def _io_failed(self, owner: Any, error: BaseException) -> None:
+        self.call_exception_handler(
+            {"message": f"Exception in I/O callback of {owner!r}", "exception": error}
+        )
 
     def _describe_handle(self, handle: Any) -> str:
         info = asyncio.Handle._repr_info(handle)  # type: ignore[attr-defined]

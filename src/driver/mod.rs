@@ -11,6 +11,7 @@
 //! Semantics: io_uring(7), io_uring_enter(2), and the man page named at each operation.
 
 mod backend;
+mod fork;
 mod op;
 mod setup_error;
 mod slab;
@@ -25,6 +26,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::mem;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use backend::{Backend, Closed, Completion, Operation};
@@ -66,6 +68,8 @@ pub struct Driver<T> {
     ops: Slab<Op<T>>,
     parker: Parker,
     name: &'static str,
+    /// Tells the process that made the driver from its forked children.
+    process: u32,
     /// The ring accepts calls from the thread that made it only.
     not_send: PhantomData<*mut ()>,
 }
@@ -82,7 +86,14 @@ impl<T> Driver<T> {
     }
 
     fn with_backend(backend: Box<dyn Backend>, parker: Parker) -> Self {
-        Driver { name: backend.name(), backend, ops: Slab::new(), parker, not_send: PhantomData }
+        Driver {
+            name: backend.name(),
+            backend,
+            ops: Slab::new(first_generation()),
+            parker,
+            process: fork::generation(),
+            not_send: PhantomData,
+        }
     }
 
     /// `"uring"`.
@@ -152,6 +163,7 @@ impl<T> Driver<T> {
 
     #[inline]
     fn start(&mut self, kind: Kind, owner: T, operation: Operation) -> io::Result<OpId> {
+        self.check_process()?;
         let id = self.ops.insert(Op { owner, kind })?;
         // SAFETY: what `operation` points to is on the heap and owned by `kind`, which stays in the
         // slab until the terminal completion, and which close() frees only after a full drain.
@@ -174,6 +186,7 @@ impl<T> Driver<T> {
     /// # Errors
     /// Those of io_uring_enter(2).
     pub fn cancel(&mut self, ops: &[OpId]) -> io::Result<()> {
+        self.check_process()?;
         let mut any = false;
         for &id in ops {
             if self.ops.contains(id) {
@@ -195,6 +208,7 @@ impl<T> Driver<T> {
     /// they held up is tried again at the next call.
     #[inline]
     pub fn submit(&mut self) -> io::Result<()> {
+        self.check_process()?;
         self.backend.submit()
     }
 
@@ -209,7 +223,14 @@ impl<T> Driver<T> {
         } else {
             self.parker.prepare()
         };
-        Wait { backend: &mut *self.backend, parker: &self.parker, permit, timeout, blocked: false }
+        Wait {
+            allowed: self.check_process(),
+            backend: &mut *self.backend,
+            parker: &self.parker,
+            permit,
+            timeout,
+            blocked: false,
+        }
     }
 
     /// The next completion that has already been posted. No system call.
@@ -221,6 +242,7 @@ impl<T> Driver<T> {
     where
         T: Clone,
     {
+        self.check_process().ok()?;
         while let Some(completion) = self.backend.next() {
             let op = OpId::from_user_data(completion.user_data);
             if completion.more {
@@ -251,6 +273,15 @@ impl<T> Driver<T> {
         self.backend.is_usable()
     }
 
+    /// `EBADF` in a forked child, which shares the ring's memory with its parent.
+    #[inline]
+    fn check_process(&self) -> io::Result<()> {
+        if self.process != fork::current() {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        Ok(())
+    }
+
     /// The number of operations that have not reported their end through [`next`](Self::next).
     pub fn in_flight(&self) -> usize {
         self.ops.len()
@@ -262,24 +293,24 @@ impl<T> Driver<T> {
     }
 
     /// Cancels everything, waits up to a second for the kernel to be done, closes the ring, frees
-    /// the buffers, and returns the owners. Connections accepted meanwhile are closed.
+    /// the buffers, and returns the operations with their owners. Connections accepted meanwhile are closed.
     ///
     /// Where draining is impossible (another thread, a forked child, the kernel too slow), buffers
     /// are leaked rather than freed under the kernel. A second call does nothing.
-    pub fn close(&mut self) -> Vec<T> {
+    pub fn close(&mut self) -> Vec<(OpId, T)> {
         let mut backend = mem::replace(&mut self.backend, Box::new(Closed));
         let mut owners = Vec::with_capacity(self.ops.len());
         // An error leaves operations in the slab, and these are treated as undrained below.
         let _ = self.drain(&mut *backend, &mut owners);
         drop(backend);
-        for op in mem::replace(&mut self.ops, Slab::new()).into_values() {
-            owners.push(op.owner);
+        for (id, op) in mem::replace(&mut self.ops, Slab::new(0)).into_entries() {
+            owners.push((id, op.owner));
             mem::forget(op.kind);
         }
         owners
     }
 
-    fn drain(&mut self, backend: &mut dyn Backend, owners: &mut Vec<T>) -> io::Result<()> {
+    fn drain(&mut self, backend: &mut dyn Backend, owners: &mut Vec<(OpId, T)>) -> io::Result<()> {
         if self.ops.len() == 0 || !backend.is_usable() {
             return Ok(());
         }
@@ -294,7 +325,7 @@ impl<T> Driver<T> {
                 if completion.more {
                     drop(self.partial(id, &completion));
                 } else if let Some(op) = self.ops.remove(id) {
-                    owners.push(op.owner);
+                    owners.push((id, op.owner));
                     drop(op.kind.finish(completion.result));
                 }
             }
@@ -320,6 +351,7 @@ pub struct Wait<'a> {
     parker: &'a Parker,
     permit: Permit,
     timeout: Option<Duration>,
+    allowed: io::Result<()>,
     blocked: bool,
 }
 
@@ -337,6 +369,7 @@ impl Wait<'_> {
     /// wait like any event. `EBADF` after [`Driver::close`].
     pub fn block(mut self) -> io::Result<()> {
         self.blocked = true;
+        mem::replace(&mut self.allowed, Ok(()))?;
         let timeout = match self.permit {
             Permit::Sleep => self.timeout,
             Permit::Notified => Some(Duration::ZERO),
@@ -353,6 +386,13 @@ impl Drop for Wait<'_> {
             self.parker.abandon(self.permit);
         }
     }
+}
+
+/// Ids of different drivers differ too, as far as 32 bits go: a stale one names nothing.
+fn first_generation() -> u32 {
+    static DRIVERS: AtomicU32 = AtomicU32::new(0);
+    // Multiplied by an odd number near 2^32 divided by the golden ratio, which spreads them.
+    DRIVERS.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b1)
 }
 
 /// The kernel moves at most `MAX_RW_COUNT` bytes at a time, read(2).

@@ -10,6 +10,8 @@ const NONE: u32 = 1 << 31;
 pub(super) struct Slab<V> {
     slots: Vec<Slot<V>>,
     first_free: u32,
+    /// The generation of the first tenant of each slot.
+    first_generation: u32,
     len: usize,
 }
 
@@ -24,8 +26,8 @@ enum Content<V> {
 }
 
 impl<V> Slab<V> {
-    pub const fn new() -> Self {
-        Slab { slots: Vec::new(), first_free: NONE, len: 0 }
+    pub const fn new(first_generation: u32) -> Self {
+        Slab { slots: Vec::new(), first_free: NONE, first_generation, len: 0 }
     }
 
     #[inline]
@@ -54,9 +56,10 @@ impl<V> Slab<V> {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         }
         let index = self.slots.len() as u32;
-        self.slots.push(Slot { generation: 0, content: Content::Used(value) });
+        let generation = self.first_generation;
+        self.slots.push(Slot { generation, content: Content::Used(value) });
         self.len += 1;
-        Ok(OpId { index, generation: 0 })
+        Ok(OpId { index, generation })
     }
 
     #[inline]
@@ -104,9 +107,9 @@ impl<V> Slab<V> {
         })
     }
 
-    pub fn into_values(self) -> impl Iterator<Item = V> {
-        self.slots.into_iter().filter_map(|slot| match slot.content {
-            Content::Used(value) => Some(value),
+    pub fn into_entries(self) -> impl Iterator<Item = (OpId, V)> {
+        self.slots.into_iter().zip(0u32..).filter_map(|(slot, index)| match slot.content {
+            Content::Used(value) => Some((OpId { index, generation: slot.generation }, value)),
             Content::Free { .. } => None,
         })
     }
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn ids_of_removed_values_stay_stale() {
-        let mut slab = Slab::new();
+        let mut slab = Slab::new(0);
         let first = slab.insert("first").unwrap();
         assert_eq!(slab.remove(first), Some("first"));
         let second = slab.insert("second").unwrap();
@@ -132,7 +135,7 @@ mod tests {
 
     #[test]
     fn free_slots_are_reused_before_new_ones_are_made() {
-        let mut slab = Slab::new();
+        let mut slab = Slab::new(0);
         let ids: Vec<OpId> = (0..10).map(|n| slab.insert(n).unwrap()).collect();
         for id in &ids[2..7] {
             slab.remove(*id);
@@ -142,14 +145,14 @@ mod tests {
         assert_eq!(slab.insert(15).unwrap().index, 10);
         assert_eq!(slab.iter().count(), slab.len());
         assert_eq!(slab.ids().count(), 11);
-        let mut values: Vec<i32> = slab.into_values().collect();
+        let mut values: Vec<i32> = slab.into_entries().map(|(_, value)| value).collect();
         values.sort_unstable();
         assert_eq!(values, [0, 1, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
     }
 
     #[test]
     fn user_data_of_the_backends_is_in_no_slab() {
-        let slab: Slab<()> = Slab::new();
+        let slab: Slab<()> = Slab::new(0);
         for user_data in [u64::MAX, u64::MAX - 1, 0] {
             assert!(!slab.contains(OpId::from_user_data(user_data)));
         }

@@ -35,11 +35,17 @@ impl EventLoop {
         this.waker.borrow().clone()
     }
 
-    pub(super) fn read_mail(&self) -> Result<()> {
-        let read = match self.mailbox.borrow().as_ref() {
+    pub(super) fn read_mail(this: &Ref<EventLoop>) -> Result<()> {
+        let read = match this.mailbox.borrow().as_ref() {
             Some(mailbox) if (mailbox.has_mail)() => mailbox.read.clone(),
             _ => return Ok(()),
         };
-        read.call(())
+        match read.call(()) {
+            Err(error) if !error.is_exit() => {
+                let method = &this.state.names._io_failed;
+                this.obj().call_method(method, [read.receiver(), error.object()]).map(drop)
+            }
+            result => result,
+        }
     }
 }

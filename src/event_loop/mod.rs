@@ -46,10 +46,11 @@ pub enum Signal {
     Completed(Completion),
     /// The operation's ring is gone, and the operation with it: the loop has moved to another
     /// thread and has a new ring.
-    RingLost,
+    RingLost(OpId),
 }
 
-/// Who hears of an operation. An error leaves the loop, as SystemExit does.
+/// Who hears of an operation. SystemExit and KeyboardInterrupt leave the loop; other errors go to
+/// its exception handler.
 pub type Owner = Bound<Signal, Result<()>>;
 
 /// The largest number of bytes that one read takes.
@@ -58,6 +59,7 @@ pub const READ_SIZE: usize = 256 * 1024;
 pub struct EventLoop {
     pub state: StateRef<State>,
     driver: RefCell<Option<Driver<Owner>>>,
+    driver_name: &'static str,
     /// Gone once the loop is closed, like the driver.
     waker: RefCell<Option<Waker>>,
     ready: RefCell<VecDeque<Ref<Handle>>>,
@@ -85,6 +87,7 @@ impl EventLoop {
         class.alloc(EventLoop {
             state,
             waker: RefCell::new(Some(driver.waker())),
+            driver_name: driver.name(),
             driver: RefCell::new(Some(driver)),
             ready: RefCell::default(),
             timers: RefCell::default(),
@@ -109,10 +112,6 @@ impl EventLoop {
         this: &Ref<EventLoop>,
         body: impl FnOnce(&mut Driver<Owner>) -> R,
     ) -> Result<R> {
-        if !this.thread_id.is_some() {
-            // While the loop does not run, any thread may prepare it or take it down.
-            Self::adopt_ring(this)?;
-        }
         match this.driver.try_borrow_mut() {
             Ok(mut driver) => match driver.as_mut() {
                 Some(driver) => Ok(body(driver)),
@@ -125,20 +124,24 @@ impl EventLoop {
         }
     }
 
-    /// As [`EventLoop::with_driver`], for calls that fail with an errno.
+    /// As [`EventLoop::with_driver`], to start operations.
     #[inline]
     pub fn with_ring<R>(
         this: &Ref<EventLoop>,
         body: impl FnOnce(&mut Driver<Owner>) -> std::io::Result<R>,
     ) -> Result<R> {
+        if !this.thread_id.is_some() {
+            // While the loop does not run, any thread may prepare it or take it down.
+            Self::adopt_ring(this)?;
+        }
         Self::with_driver(this, body)?.map_err(|error| Exc::os(this.gil(), &error))
     }
 
     /// Asks the kernel to end operations, and waits until it refers to their file descriptors no
     /// more. On a closed loop there are none left.
     pub fn cancel_ops(this: &Ref<EventLoop>, ops: &[OpId]) -> Result<()> {
-        if !this.thread_id.is_some() && Self::adopt_ring(this)? {
-            // The operations have ended with their ring.
+        if ops.is_empty() || (!this.thread_id.is_some() && Self::adopt_ring(this)?) {
+            // None, or they have ended with their ring.
             return Ok(());
         }
         if let Ok(mut driver) = this.driver.try_borrow_mut()
@@ -213,8 +216,10 @@ impl EventLoop {
         let driver = new_driver(this.obj())?;
         this.waker.replace(Some(driver.waker()));
         let old = this.driver.replace(Some(driver));
-        let owners = old.map_or_else(Vec::new, |mut driver| driver.close());
-        owners.into_iter().try_for_each(|owner| owner.call(Signal::RingLost))?;
+        let lost = old.map_or_else(Vec::new, |mut driver| driver.close());
+        for (op, owner) in lost {
+            Self::tell(this, &owner, Signal::RingLost(op))?;
+        }
         Ok(true)
     }
 
@@ -257,7 +262,7 @@ impl EventLoop {
     }
 
     fn driver_name(this: &Ref<EventLoop>) -> Result<&'static str> {
-        Self::with_driver(this, |driver| driver.name())
+        Ok(this.driver_name)
     }
 
     fn get_debug(this: &Ref<EventLoop>) -> Result<bool> {

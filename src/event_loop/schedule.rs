@@ -88,13 +88,14 @@ impl EventLoop {
         self.ready.borrow_mut().push_back(handle);
     }
 
-    /// Schedules a native call of a Python callable, as `call_soon` does without its checks.
+    /// Schedules a native call of a Python callable, as `call_soon` does without its debug checks.
     pub fn soon(
         this: &Ref<EventLoop>,
         callback: &Obj,
         args: &[Obj],
         context: Option<&Obj>,
     ) -> Result<()> {
+        Self::check_closed(this)?;
         let handle = Handle::create(this, callback, args, context)?;
         this.push_ready(handle);
         Ok(())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::schedule::now;
-use super::{Completion, EventLoop, Handle, Signal};
+use super::{Completion, EventLoop, Handle, Owner, Signal};
 use crate::py::{Exc, Obj, Ref, Result, ToObj, check_signals, detach};
 
 /// The longest single wait, as in asyncio: it keeps the timeout within what system calls accept.
@@ -28,7 +28,7 @@ impl EventLoop {
         Self::rearm_watches(this)?;
         Self::wait(this)?;
         Self::take_completions(this)?;
-        this.read_mail()?;
+        Self::read_mail(this)?;
         this.expire_timers();
         Self::run_ready(this)
     }
@@ -63,12 +63,23 @@ impl EventLoop {
         while let Some(event) = Self::with_driver(this, |driver| driver.next())? {
             let completion = Completion { op: event.op, more: event.more, outcome: event.outcome };
             let start = this.debug().then(now);
-            event.owner.call(Signal::Completed(completion))?;
+            Self::tell(this, &event.owner, Signal::Completed(completion))?;
             if let Some(start) = start {
                 Self::check_duration(this, event.owner.receiver(), now() - start)?;
             }
         }
         Ok(())
+    }
+
+    /// Tells an operation's owner. As for callbacks, an exception is reported and the loop goes on.
+    pub(super) fn tell(this: &Ref<EventLoop>, owner: &Owner, signal: Signal) -> Result<()> {
+        match owner.call(signal) {
+            Err(error) if !error.is_exit() => {
+                let method = &this.state.names._io_failed;
+                this.obj().call_method(method, [owner.receiver(), error.object()]).map(drop)
+            }
+            result => result,
+        }
     }
 
     /// In debug mode, warns of an I/O callback that was slow.

@@ -86,8 +86,6 @@ impl EventLoop {
         check_pollable(fd).map_err(|error| Exc::os(args.gil, &error))?;
         let handle = Handle::create(this, callback, rest, None)?;
         handle.keep();
-        // A watch that is replaced is cancelled: its poll may be of a file closed long ago.
-        Self::drop_watch(this, (fd, direction))?;
         let watch = this.state.watch.alloc(Watch {
             home: this.clone(),
             fd,
@@ -96,9 +94,9 @@ impl EventLoop {
             op: Cell::new(None),
         })?;
         Watch::arm(&watch)?;
-        // A callback released above may have added a watch of its own.
+        // What is replaced is cancelled: its poll may be of a file closed long ago.
         let replaced = this.watches.borrow_mut().insert((fd, direction), watch);
-        drop(replaced);
+        Self::retire_watch(this, replaced)?;
         Ok(handle)
     }
 
@@ -107,18 +105,19 @@ impl EventLoop {
             return Ok(false);
         }
         let fd = Self::file_descriptor(this, file)?;
-        Self::drop_watch(this, (fd, direction))
+        let removed = this.watches.borrow_mut().remove(&(fd, direction));
+        Self::retire_watch(this, removed)
     }
 
-    fn drop_watch(this: &Ref<EventLoop>, key: (RawFd, Direction)) -> Result<bool> {
-        let removed = this.watches.borrow_mut().remove(&key);
-        let Some(watch) = removed else { return Ok(false) };
+    /// Ends a watch that is in the table no more. Returns whether there was one.
+    fn retire_watch(this: &Ref<EventLoop>, watch: Option<Ref<Watch>>) -> Result<bool> {
+        let Some(watch) = watch else { return Ok(false) };
         let handle = watch.handle.take();
-        if let Some(handle) = handle {
-            Handle::cancel(&handle)?;
-        }
         if let Some(op) = watch.op.take() {
             Self::cancel_ops(this, &[op])?;
+        }
+        if let Some(handle) = handle {
+            Handle::cancel(&handle)?;
         }
         Ok(true)
     }
@@ -148,25 +147,26 @@ impl Watch {
     }
 
     fn on_signal(this: &Ref<Watch>, signal: Signal) -> Result<()> {
-        let Signal::Completed(completion) = signal else {
-            this.op.set(None);
-            let live = this.handle.borrow().is_some();
-            return if live { Watch::arm(this) } else { Ok(()) };
+        let (op, outcome) = match signal {
+            Signal::Completed(completion) => (completion.op, Some(completion.outcome)),
+            Signal::RingLost(op) => (op, None),
         };
-        if this.op.get() != Some(completion.op) {
+        if this.op.get() != Some(op) {
             return Ok(());
         }
         this.op.set(None);
-        if let Outcome::Poll(Err(_)) = completion.outcome {
-            // The file was closed under the watch: like a selector, fall silent.
-            return Ok(());
-        }
         let handle = this.handle.borrow().clone();
-        if let Some(handle) = handle {
-            this.home.push_ready(handle);
-            this.home.rearm.borrow_mut().push(this.clone());
+        let Some(handle) = handle.filter(|handle| !handle.is_cancelled()) else { return Ok(()) };
+        match outcome {
+            // The file was closed under the watch: like a selector, fall silent.
+            Some(Outcome::Poll(Err(_))) => Ok(()),
+            Some(_) => {
+                this.home.push_ready(handle);
+                this.home.rearm.borrow_mut().push(this.clone());
+                Ok(())
+            }
+            None => Watch::arm(this),
         }
-        Ok(())
     }
 }
 

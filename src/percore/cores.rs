@@ -83,10 +83,13 @@ impl Cores {
     /// Returns None, or what ended a worker: (core, module, class, message, traceback). An
     /// exception of a signal handler or of a callback is raised once the workers have ended.
     fn run(this: &Ref<Self>) -> Result<Option<Obj>> {
-        let threads = Self::start_workers(this)?;
+        let (threads, mut raised) = Self::start_workers(this);
+        if raised.is_some() {
+            // Those that have started must end again.
+            this.stops.set(2);
+        }
         let mut tally = Tally::default();
         let mut phase = Phase::Serving;
-        let mut raised = None;
         while tally.ended < threads.len() {
             if let Err(error) = Self::turn(this, &mut tally, &mut phase) {
                 raised.get_or_insert(error);
@@ -120,13 +123,16 @@ impl Cores {
         Ok(())
     }
 
-    fn start_workers(this: &Ref<Self>) -> Result<Vec<JoinHandle<()>>> {
-        (0..this.team.size())
-            .map(|index| {
-                worker::start(&this.team, index, &this.job)
-                    .map_err(|error| Exc::os(this.gil(), &error))
-            })
-            .collect()
+    /// Starts as many workers as the system allows.
+    fn start_workers(this: &Ref<Self>) -> (Vec<JoinHandle<()>>, Option<Exc>) {
+        let mut threads = Vec::with_capacity(this.team.size());
+        for index in 0..this.team.size() {
+            match worker::start(&this.team, index, &this.job) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => return (threads, Some(Exc::os(this.gil(), &error))),
+            }
+        }
+        (threads, None)
     }
 
     /// Every worker is up: connections may come.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -20,23 +21,26 @@ use crate::transport::accept_stream;
 pub fn start(team: &Arc<Team>, index: usize, job: &Arc<str>) -> io::Result<JoinHandle<()>> {
     let (team, job) = (Arc::clone(team), Arc::clone(job));
     thread::Builder::new().name(format!("kloop-core-{index}")).spawn(move || {
-        let cpu = team.core(index).cpu;
-        let failure = if core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
-            match run_in_own_interpreter(|gil| run_job(gil, &team, index, &job)) {
-                Ok(Ok(())) => None,
-                Ok(Err(message)) | Err(message) => Some(message),
-            }
-        } else {
-            Some(format!("the thread cannot be pinned to CPU {cpu}"))
-        };
+        let run = || run_on_core(&team, index, &job);
+        let result = catch_unwind(AssertUnwindSafe(run))
+            .unwrap_or_else(|_| Err("the worker panicked".to_owned()));
         team.core(index).set_waker(None);
-        if let Some(message) = failure {
+        if let Err(message) = result {
             let (module, name) = ("builtins".to_owned(), "RuntimeError".to_owned());
             let failure = Failure { core: index, module, name, message, ..Failure::default() };
             team.report(index, Report::Failed(failure));
         }
         team.report(index, Report::Ended);
     })
+}
+
+/// The error says in words why the worker could not run.
+fn run_on_core(team: &Arc<Team>, index: usize, job: &str) -> std::result::Result<(), String> {
+    let cpu = team.core(index).cpu;
+    if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
+        return Err(format!("the thread cannot be pinned to CPU {cpu}"));
+    }
+    run_in_own_interpreter(|gil| run_job(gil, team, index, job))?
 }
 
 /// Runs `kloop._worker.main(worker, job)`, which reports the handler's failures itself; an error

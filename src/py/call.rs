@@ -5,6 +5,47 @@ use pyo3_ffi as ffi;
 use super::error::Result;
 use super::object::Obj;
 
+// As in pyo3-ffi, but with leave to unwind: see HangIfUnwound.
+unsafe extern "C-unwind" {
+    fn PyObject_Vectorcall(
+        callable: *mut ffi::PyObject,
+        args: *const *mut ffi::PyObject,
+        count: usize,
+        names: *mut ffi::PyObject,
+    ) -> *mut ffi::PyObject;
+    fn PyObject_VectorcallMethod(
+        name: *mut ffi::PyObject,
+        args: *const *mut ffi::PyObject,
+        count: usize,
+        names: *mut ffi::PyObject,
+    ) -> *mut ffi::PyObject;
+}
+
+/// Stops the thread where CPython ends it inside a call.
+///
+/// When the main thread finalises the interpreter, CPython 3.13 ends other threads that ask for the
+/// GIL by pthread_exit(3), which unwinds the stack: destructors here would then touch objects
+/// without the GIL. CPython 3.14 hangs such threads, and so does this.
+struct HangIfUnwound;
+
+impl HangIfUnwound {
+    #[inline]
+    fn around<R>(call: impl FnOnce() -> R) -> R {
+        let guard = HangIfUnwound;
+        let result = call();
+        std::mem::forget(guard);
+        result
+    }
+}
+
+impl Drop for HangIfUnwound {
+    fn drop(&mut self) {
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
 /// Arguments with a free slot in front, so that a bound method need not copy them.
 #[repr(C)]
 struct WithSlot<const N: usize> {
@@ -19,12 +60,14 @@ impl Obj {
         let mut array = WithSlot { slot: std::ptr::null_mut(), args: args.map(Obj::as_ptr) };
         // SAFETY: live objects; the slot before the first argument is ours to lend.
         unsafe {
-            Obj::owned(ffi::PyObject_Vectorcall(
-                self.as_ptr(),
-                array.args.as_mut_ptr(),
-                N | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                std::ptr::null_mut(),
-            ))
+            Obj::owned(HangIfUnwound::around(|| {
+                PyObject_Vectorcall(
+                    self.as_ptr(),
+                    array.args.as_mut_ptr(),
+                    N | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                    std::ptr::null_mut(),
+                )
+            }))
         }
     }
 
@@ -42,12 +85,14 @@ impl Obj {
         // SAFETY: live objects; `this` and `args` are adjacent (repr(C)), with a slot before them.
         unsafe {
             let first = (&raw mut frame.slot).add(1);
-            Obj::owned(ffi::PyObject_VectorcallMethod(
-                name.as_ptr(),
-                first,
-                (N + 1) | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                std::ptr::null_mut(),
-            ))
+            Obj::owned(HangIfUnwound::around(|| {
+                PyObject_VectorcallMethod(
+                    name.as_ptr(),
+                    first,
+                    (N + 1) | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                    std::ptr::null_mut(),
+                )
+            }))
         }
     }
 
@@ -61,12 +106,14 @@ impl Obj {
             let keywords = ffi::PyTuple_Size(names.as_ptr());
             names.check(keywords.min(0) as std::ffi::c_int)?;
             let positional = args.len().saturating_sub(keywords as usize);
-            Obj::owned(ffi::PyObject_Vectorcall(
-                self.as_ptr(),
-                pointers.as_mut_ptr().add(1),
-                positional | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                names.as_ptr(),
-            ))
+            Obj::owned(HangIfUnwound::around(|| {
+                PyObject_Vectorcall(
+                    self.as_ptr(),
+                    pointers.as_mut_ptr().add(1),
+                    positional | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                    names.as_ptr(),
+                )
+            }))
         }
     }
 
@@ -84,24 +131,28 @@ impl Obj {
                 };
                 // SAFETY: the first `count` pointers are live objects; the slot is ours to lend.
                 unsafe {
-                    Obj::owned(ffi::PyObject_Vectorcall(
-                        self.as_ptr(),
-                        array.args.as_mut_ptr(),
-                        count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                        std::ptr::null_mut(),
-                    ))
+                    Obj::owned(HangIfUnwound::around(|| {
+                        PyObject_Vectorcall(
+                            self.as_ptr(),
+                            array.args.as_mut_ptr(),
+                            count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                            std::ptr::null_mut(),
+                        )
+                    }))
                 }
             }
             CallArgs::Many(items) => {
                 // SAFETY: `Obj` is a transparent pointer, so the items are an argument array;
                 // there is no slot before it, so the offset flag is not set.
                 unsafe {
-                    Obj::owned(ffi::PyObject_Vectorcall(
-                        self.as_ptr(),
-                        items.as_ptr().cast(),
-                        items.len(),
-                        std::ptr::null_mut(),
-                    ))
+                    Obj::owned(HangIfUnwound::around(|| {
+                        PyObject_Vectorcall(
+                            self.as_ptr(),
+                            items.as_ptr().cast(),
+                            items.len(),
+                            std::ptr::null_mut(),
+                        )
+                    }))
                 }
             }
         }

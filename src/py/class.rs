@@ -69,6 +69,9 @@ impl Offset {
     }
 }
 
+/// CPython aligns what a type adds to its base as `max_align_t`.
+const TYPE_DATA_ALIGNMENT: usize = 16;
+
 const fn own_offset<T>() -> usize {
     size_of::<ffi::PyObject>().next_multiple_of(align_of::<T>())
 }
@@ -262,9 +265,10 @@ impl<T: Native> Type<T> {
             let base = base.map_or(std::ptr::null_mut(), Obj::as_ptr);
             let made = Obj::owned(ffi::PyType_FromModuleAndSpec(module.as_ptr(), &mut spec, base))?;
             if let Some(place) = T::extends() {
-                let class = made.as_ptr();
-                let data = ffi::PyObject_GetTypeData(class, class.cast()) as usize;
-                place.0.store(data - class as usize, Ordering::Relaxed);
+                // What PyObject_GetTypeData computes, which wants an instance.
+                let base = (*made.as_ptr().cast::<ffi::PyTypeObject>()).tp_base;
+                let end = (*base).tp_basicsize as usize;
+                place.0.store(end.next_multiple_of(TYPE_DATA_ALIGNMENT), Ordering::Relaxed);
             }
             module.check(ffi::PyModule_AddType(module.as_ptr(), made.as_ptr().cast()))?;
             Ok(Type(made, PhantomData))

@@ -1,6 +1,6 @@
 //! Memory of dead objects, kept for new ones of the same size.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use pyo3_ffi as ffi;
@@ -9,39 +9,44 @@ use pyo3_ffi as ffi;
 #[derive(Clone)]
 pub struct FreeList(Rc<Stock>);
 
-struct Stock(RefCell<Vec<*mut ffi::PyObject>>);
+struct Stock {
+    memory: RefCell<Vec<*mut ffi::PyObject>>,
+    closed: Cell<bool>,
+}
 
 impl FreeList {
     pub fn with_capacity(capacity: usize) -> Self {
-        FreeList(Rc::new(Stock(RefCell::new(Vec::with_capacity(capacity)))))
+        let memory = RefCell::new(Vec::with_capacity(capacity));
+        FreeList(Rc::new(Stock { memory, closed: Cell::new(false) }))
     }
 
     #[inline]
     pub(super) fn pop(&self) -> Option<*mut ffi::PyObject> {
-        self.0.0.borrow_mut().pop()
+        self.0.memory.borrow_mut().pop()
     }
 
     /// Takes the memory over unless the stock is full.
     #[inline]
     pub(super) fn push(&self, memory: *mut ffi::PyObject) -> bool {
         // A free-threaded build keeps per-object state that PyObject_Init cannot renew.
-        if cfg!(Py_GIL_DISABLED) {
+        if cfg!(Py_GIL_DISABLED) || self.0.closed.get() {
             return false;
         }
-        let mut stock = self.0.0.borrow_mut();
+        let mut stock = self.0.memory.borrow_mut();
         if stock.len() == stock.capacity() {
             return false;
         }
         stock.push(memory);
         true
     }
-}
 
-impl Drop for Stock {
-    fn drop(&mut self) {
-        for memory in self.0.borrow_mut().drain(..) {
-            // SAFETY: memory of untracked, dead GC objects that nothing else refers to. The stock
-            // lives in module state, which is freed on an attached thread.
+    /// Gives the memory back and takes no more. Needed before the types that it was used for die:
+    /// how memory is freed depends on its object's type.
+    pub fn close(&self) {
+        self.0.closed.set(true);
+        for memory in self.0.memory.take() {
+            // SAFETY: memory of untracked, dead GC objects that nothing else refers to, whose
+            // types are alive. Module state is dropped on an attached thread.
             unsafe { ffi::PyObject_GC_Del(memory.cast()) };
         }
     }

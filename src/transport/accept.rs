@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use super::StreamTransport;
 use crate::driver::{OpId, Outcome};
@@ -14,11 +14,12 @@ use crate::py::{
 };
 use crate::state::State;
 
-/// Errors of accept(2) after which asyncio waits a second: a resource is used up.
-const OUT_OF_RESOURCE: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+/// Errors of accept(2) that concern one connection, which is gone already.
+const TRANSIENT: [i32; 4] = [libc::ECONNABORTED, libc::EINTR, libc::EAGAIN, libc::EPROTO];
 
-/// Errors that concern one connection that is gone already.
-const TRANSIENT: [i32; 3] = [libc::ECONNABORTED, libc::EINTR, libc::EAGAIN];
+/// Errors that will not go away. All others (out of descriptors or memory, a firewall, a network
+/// that is down) are tried again after a while.
+const FINAL: [i32; 4] = [libc::EBADF, libc::EINVAL, libc::ENOTSOCK, libc::EOPNOTSUPP];
 
 /// Seconds after which the kernel has taken a ring down that another thread has closed.
 const RING_TEARDOWN: f64 = 0.1;
@@ -91,7 +92,10 @@ impl Listener {
     }
 
     fn on_signal(this: &Ref<Self>, signal: Signal) -> Result<()> {
-        let Signal::Completed(completion) = signal else { return Self::on_ring_lost(this) };
+        let completion = match signal {
+            Signal::Completed(completion) => completion,
+            Signal::RingLost(op) => return Self::on_ring_lost(this, op),
+        };
         if this.op.get() != Some(completion.op) {
             // Closed meanwhile: a connection that was accepted after all is dropped, as one in
             // the backlog is.
@@ -110,7 +114,10 @@ impl Listener {
 
     /// The kernel takes the old ring down in the background. Its accept waits exclusively, so until
     /// then it can swallow the news of a connection: look again after a while.
-    fn on_ring_lost(this: &Ref<Self>) -> Result<()> {
+    fn on_ring_lost(this: &Ref<Self>, op: OpId) -> Result<()> {
+        if this.op.get() != Some(op) {
+            return Ok(());
+        }
         this.op.set(None);
         Self::accept(this)?;
         let names = &this.home.state.names;
@@ -143,11 +150,11 @@ impl Listener {
         if TRANSIENT.contains(&errno) {
             return Self::accept(this);
         }
-        let exhausted = OUT_OF_RESOURCE.contains(&errno).to_obj(this.gil())?;
+        let retry = (!FINAL.contains(&errno)).to_obj(this.gil())?;
         let error = Exc::os(this.gil(), &error);
-        // Reports the error; after a while `_accept` is called where trying again makes sense.
+        // Reports the error, and calls `_accept` after a while if it is to be tried again.
         let names = &this.home.state.names;
-        let args = [this.obj(), error.object(), &exhausted];
+        let args = [this.obj(), error.object(), &retry];
         this.home.obj().call_method(&names._accept_failed, args).map(drop)
     }
 
@@ -194,7 +201,9 @@ fn python_socket(home: &Ref<EventLoop>, fd: OwnedFd) -> Result<Obj> {
     let state = &home.state;
     let gil = home.gil();
     let names = Obj::tuple(gil, std::slice::from_ref(&state.names.fileno))?;
-    let sock = state.socket.call_with_names(&[&fd.into_raw_fd().to_obj(gil)?], &names)?;
+    let sock = state.socket.call_with_names(&[&fd.as_raw_fd().to_obj(gil)?], &names)?;
+    // The Python socket owns the descriptor now.
+    let _ = fd.into_raw_fd();
     sock.call_method(&state.names.setblocking, [&false.to_obj(gil)?])?;
     Ok(sock)
 }

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use super::StreamTransport;
-use crate::driver::socket;
+use crate::driver::{OpId, socket};
 use crate::event_loop::{EventLoop, Handle};
 use crate::py::{Exc, Obj, Ref, Result, ToObj};
 
@@ -96,11 +96,15 @@ impl StreamTransport {
 
     /// The loop has moved to another thread. What a send in flight has achieved is unknown, so its
     /// connection cannot go on.
-    pub(super) fn on_ring_lost(this: &Ref<Self>) -> Result<()> {
-        this.poll.set(None);
-        if this.send.take().is_none() {
+    pub(super) fn on_ring_lost(this: &Ref<Self>, op: OpId) -> Result<()> {
+        if this.poll.get() == Some(op) {
+            this.poll.set(None);
             return Self::start_reading(this);
         }
+        if this.send.get() != Some(op) {
+            return Ok(());
+        }
+        this.send.set(None);
         let error = Exc::connection_error(
             this.gil(),
             "the event loop was moved to another thread while data was being sent",

@@ -19,6 +19,8 @@ const RESET: u32 = (libc::POLLHUP | libc::POLLERR) as u32;
 /// Reads in a row for one connection before others get their turn.
 const READS_PER_TURN: usize = 4;
 
+const READ_ERROR: &str = "Fatal read error on socket transport";
+
 /// What one read has brought.
 enum Received {
     /// There may be more.
@@ -36,10 +38,13 @@ impl StreamTransport {
         }
         let owner = Owner::new(this.clone(), StreamTransport::on_signal);
         let fd = this.fd.get();
-        let op =
-            EventLoop::with_ring(&this.home, |driver| driver.poll(fd, POLL_EVENTS, true, owner))?;
-        this.poll.set(Some(op));
-        Ok(())
+        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, POLL_EVENTS, true, owner)) {
+            Ok(op) => {
+                this.poll.set(Some(op));
+                Ok(())
+            }
+            Err(error) => Self::fatal_error(this, error, READ_ERROR),
+        }
     }
 
     pub(super) fn on_poll(
@@ -54,15 +59,12 @@ impl StreamTransport {
         if !more {
             this.poll.set(None);
         }
-        match result {
-            Ok(events) => Self::read(this, events)?,
-            Err(error) => {
-                let error = Exc::os(this.gil(), &error);
-                Self::fatal_error(this, error, "Fatal read error on socket transport")?;
-            }
-        }
+        let read = match result {
+            Ok(events) => Self::read(this, events),
+            Err(error) => Self::fatal_error(this, Exc::os(this.gil(), &error), READ_ERROR),
+        };
         // The kernel may end a multishot poll, as when the completion queue was full.
-        if more { Ok(()) } else { Self::start_reading(this) }
+        if more { read } else { read.and(Self::start_reading(this)) }
     }
 
     /// Reads what a pause has kept back, or what was left when the turn was over.
@@ -71,7 +73,23 @@ impl StreamTransport {
         if events == 0 { Ok(()) } else { Self::read(this, events) }
     }
 
+    /// Reads what the socket has. An error leaves the loop, but what it has left unread must not be
+    /// forgotten: the poll does not tell twice.
     fn read(this: &Ref<Self>, events: u32) -> Result<()> {
+        let read = Self::read_some(this, events);
+        if read.is_err() {
+            Self::read_later(this, events)?;
+        }
+        read
+    }
+
+    fn read_later(this: &Ref<Self>, events: u32) -> Result<()> {
+        this.missed.set(this.missed.get() | events);
+        let again = this.obj().get(c"_read_ready")?;
+        EventLoop::soon(&this.home, &again, &[], Some(&this.context))
+    }
+
+    fn read_some(this: &Ref<Self>, events: u32) -> Result<()> {
         for _ in 0..READS_PER_TURN {
             if this.closing.get() || this.read_ended.get() {
                 return Ok(());
@@ -97,9 +115,7 @@ impl StreamTransport {
                 Received::Eof => return Self::on_eof(this),
             }
         }
-        this.missed.set(events);
-        let again = this.obj().get(c"_read_ready")?;
-        EventLoop::soon(&this.home, &again, &[], Some(&this.context))
+        Self::read_later(this, events)
     }
 
     fn read_bytes(this: &Ref<Self>) -> Result<Received> {
@@ -167,8 +183,7 @@ impl StreamTransport {
 
     fn read_failed(this: &Ref<Self>, error: io::Error) -> Result<Received> {
         if error.kind() != io::ErrorKind::WouldBlock {
-            let error = Exc::os(this.gil(), &error);
-            Self::fatal_error(this, error, "Fatal read error on socket transport")?;
+            Self::fatal_error(this, Exc::os(this.gil(), &error), READ_ERROR)?;
         }
         Ok(Received::Nothing)
     }

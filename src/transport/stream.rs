@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::CStr;
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use crate::driver::socket::set_nodelay;
 use crate::driver::{OpId, Outcome};
@@ -63,6 +63,12 @@ pub struct StreamTransport {
     pub(super) low_water: Cell<usize>,
 }
 
+/// What a transport is made of.
+enum Connection<'a> {
+    Socket(&'a Obj),
+    Descriptor(OwnedFd),
+}
+
 const CONSTRUCTOR: Signature<6> = Signature {
     function: "StreamTransport",
     names: ["loop", "sock", "protocol", "waiter", "extra", "server"],
@@ -82,7 +88,7 @@ impl StreamTransport {
         let home = state.event_loop.cast(home)?;
         let fd = sock.call_method(&state.names.fileno, [])?.to_i32()?;
         let context = copy_current_context(args.gil)?;
-        let this = Self::create(home, fd, Some(sock), protocol, server, context)?;
+        let this = Self::create(home, fd, Connection::Socket(sock), protocol, server, context)?;
         this.extra.set(extra.and_then(Obj::some).cloned());
         Self::start_later(&this, waiter.and_then(Obj::some))?;
         Ok(this)
@@ -96,14 +102,14 @@ impl StreamTransport {
         server: Option<&Obj>,
         context: Obj,
     ) -> Result<Ref<Self>> {
-        let raw = fd.into_raw_fd();
-        Self::create(home, raw, None, protocol, server, context)
+        let raw = fd.as_raw_fd();
+        Self::create(home, raw, Connection::Descriptor(fd), protocol, server, context)
     }
 
     fn create(
         home: &Ref<EventLoop>,
         fd: RawFd,
-        sock: Option<&Obj>,
+        connection: Connection,
         protocol: &Obj,
         server: Option<&Obj>,
         context: Obj,
@@ -111,7 +117,10 @@ impl StreamTransport {
         let this = home.state.transport.alloc(StreamTransport {
             home: home.clone(),
             fd: Cell::new(fd),
-            sock: ObjCell::from(sock.cloned()),
+            sock: ObjCell::from(match &connection {
+                Connection::Socket(sock) => Some((*sock).clone()),
+                Connection::Descriptor(_) => None,
+            }),
             socket_info: ObjCell::empty(),
             sockname: ObjCell::empty(),
             peername: ObjCell::empty(),
@@ -136,6 +145,10 @@ impl StreamTransport {
             high_water: Cell::new(HIGH_WATER),
             low_water: Cell::new(HIGH_WATER / 4),
         })?;
+        if let Connection::Descriptor(fd) = connection {
+            // The transport closes it from now on.
+            let _ = fd.into_raw_fd();
+        }
         home.claim_fd(fd);
         // Fails for sockets that are not TCP, which have no delay to switch off.
         let _ = set_nodelay(fd);
@@ -150,7 +163,10 @@ impl StreamTransport {
     /// The owner of the transport's operations: reads and sends report here.
     pub(super) fn on_signal(this: &Ref<Self>, signal: Signal) -> Result<()> {
         let _entered = enter_context(&this.context)?;
-        let Signal::Completed(completion) = signal else { return Self::on_ring_lost(this) };
+        let completion = match signal {
+            Signal::Completed(completion) => completion,
+            Signal::RingLost(op) => return Self::on_ring_lost(this, op),
+        };
         match completion.outcome {
             Outcome::Poll(result) => Self::on_poll(this, completion.op, completion.more, result),
             Outcome::Send(result, buffer) => Self::on_sent(this, completion.op, result, buffer),
@@ -206,6 +222,14 @@ impl StreamTransport {
 
     fn get_protocol_paused(this: &Ref<Self>) -> Result<bool> {
         Ok(this.protocol_paused.get())
+    }
+
+    fn get_high_water(this: &Ref<Self>) -> Result<usize> {
+        Ok(this.high_water.get())
+    }
+
+    fn get_low_water(this: &Ref<Self>) -> Result<usize> {
+        Ok(this.low_water.get())
     }
 
     fn get_lost(this: &Ref<Self>) -> Result<u32> {
@@ -269,6 +293,9 @@ impl Native for StreamTransport {
         GetSet::get(c"_start_tls_compatible", StreamTransport::start_tls_compatible),
         GetSet::get(c"_sendfile_compatible", StreamTransport::sendfile_mode),
         GetSet::get(c"_protocol_paused", StreamTransport::get_protocol_paused),
+        // These hide slots of the base class, which would have to be visited and cleared.
+        GetSet::get(c"_high_water", StreamTransport::get_high_water),
+        GetSet::get(c"_low_water", StreamTransport::get_low_water),
         GetSet::END,
     ];
 

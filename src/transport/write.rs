@@ -161,10 +161,14 @@ impl StreamTransport {
     fn send_from(this: &Ref<Self>, piece: Vec<u8>, start: usize) -> Result<()> {
         let owner = Owner::new(this.clone(), StreamTransport::on_signal);
         let fd = this.fd.get();
-        let op = EventLoop::with_ring(&this.home, |driver| driver.send(fd, piece, start, owner))?;
-        this.send.set(Some(op));
-        this.send_start.set(start);
-        Ok(())
+        match EventLoop::with_ring(&this.home, |driver| driver.send(fd, piece, start, owner)) {
+            Ok(op) => {
+                this.send.set(Some(op));
+                this.send_start.set(start);
+                Ok(())
+            }
+            Err(error) => Self::fatal_error(this, error, WRITE_ERROR),
+        }
     }
 
     pub(super) fn on_sent(
@@ -189,7 +193,12 @@ impl StreamTransport {
             Self::send_queued(this)?;
         }
         // May write more.
-        Self::maybe_resume_protocol(this)?;
+        let resumed = Self::maybe_resume_protocol(this);
+        resumed.and(Self::on_drained(this))
+    }
+
+    /// What waits for the moment when everything written is sent.
+    fn on_drained(this: &Ref<Self>) -> Result<()> {
         if this.unsent.get() > 0 || this.fd.get() < 0 {
             return Ok(());
         }

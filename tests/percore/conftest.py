@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_process import Serve, Server, program
+
+pytest.register_assert_rewrite("server_process")  # before its first import
+
+from server_process import Serve, Server, program  # noqa: E402
 
 
 @pytest.fixture

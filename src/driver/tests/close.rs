@@ -28,7 +28,7 @@ fn close_returns_every_owner() {
     // One more that is queued only.
     driver.poll(near.as_raw_fd(), IN, false, 6).unwrap();
     let start = Instant::now();
-    let mut owners = driver.close();
+    let mut owners = owners(driver.close());
     assert!(start.elapsed() < DRAIN_LIMIT);
     owners.sort_unstable();
     assert_eq!(owners, [1, 2, 3, 4, 5, 6]);
@@ -131,7 +131,7 @@ fn drained_buffers_are_freed() {
     driver.recv(near.as_raw_fd(), buf, 3).unwrap();
     driver.submit().unwrap();
     assert!(is_mapped(page));
-    assert_eq!(driver.close(), [3]);
+    assert_eq!(owners(driver.close()), [3]);
     assert!(!is_mapped(page));
 }
 
@@ -144,12 +144,12 @@ fn a_foreign_thread_leaks_buffers_and_returns_owners() {
     driver.recv(near.as_raw_fd(), buf, 3).unwrap();
     driver.submit().unwrap();
     let smuggled = Smuggled(driver);
-    let owners = thread::spawn(move || {
+    let closed = thread::spawn(move || {
         let mut smuggled = smuggled;
         let driver: &mut Smuggled<Driver<u32>> = &mut smuggled;
         driver.0.close()
     });
-    assert_eq!(owners.join().unwrap(), [3]);
+    assert_eq!(owners(closed.join().unwrap()), [3]);
     assert!(is_mapped(page));
 }
 
@@ -159,7 +159,7 @@ fn a_kernel_that_does_not_answer_keeps_the_buffers() {
     let (buf, page) = large_buffer();
     driver.recv(0, buf, 3).unwrap();
     let start = Instant::now();
-    assert_eq!(driver.close(), [3]);
+    assert_eq!(owners(driver.close()), [3]);
     assert!((DRAIN_LIMIT..LIMIT).contains(&start.elapsed()));
     assert!(is_mapped(page));
 }
@@ -225,5 +225,33 @@ fn a_forked_child_may_drop_its_copy() {
     std::io::Write::write_all(&mut far, b"still here").unwrap();
     assert!(matches!(event(&mut driver).outcome, Outcome::Recv(Ok(10), _)));
     assert_eq!(driver.in_flight(), 1);
-    assert_eq!(driver.close(), [4]);
+    assert_eq!(owners(driver.close()), [4]);
+}
+
+/// A child shares the rings' memory with its parent; what it does must not reach the kernel.
+#[test]
+fn a_forked_child_cannot_use_the_ring() {
+    let mut driver: Driver<u32> = Driver::new(&Config::default()).unwrap();
+    let (near, mut far) = pair();
+    let poll = driver.poll(near.as_raw_fd(), IN, true, 1).unwrap();
+    driver.submit().unwrap();
+    // SAFETY: the child only uses the driver and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let refused = driver.send(near.as_raw_fd(), vec![7; 100], 0, 2).is_err()
+            && driver.cancel(&[poll]).is_err()
+            && driver.submit().is_err()
+            && driver.prepare_wait(None).block().is_err()
+            && driver.next().is_none();
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(i32::from(!refused)) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above; `status` is writable.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    std::io::Write::write_all(&mut far, b"x").unwrap();
+    let event = event(&mut driver);
+    assert_eq!(event.owner, 1);
+    assert!(event.more);
 }

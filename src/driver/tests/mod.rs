@@ -122,3 +122,8 @@ fn in_own_process(test: &str, body: impl FnOnce()) {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("1 passed"), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// The owners among what close() returns.
+fn owners<T>(closed: Vec<(OpId, T)>) -> Vec<T> {
+    closed.into_iter().map(|(_, owner)| owner).collect()
+}
