@@ -1,6 +1,5 @@
 """serve_per_core: one event loop, interpreter and pinned thread per core, in one process."""
 
-import atexit
 import builtins
 import importlib
 import json
@@ -10,12 +9,11 @@ import signal
 import socket
 import sys
 import threading
-import types
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn
 
-from kloop import _kloop
+from kloop import _kloop, leaving
 from kloop._worker import Handler, Job, in_worker
 from kloop.processes import ProcessCores
 
@@ -35,8 +33,6 @@ SHARED_MODULES = (
     "sqlite3",
     "ssl",
 )
-
-INTERPRETERS_CAN_END = sys.version_info >= (3, 14)
 
 KINDS: dict[str, type[_kloop.Cores | ProcessCores]] = {
     "threads": _kloop.Cores,
@@ -257,14 +253,14 @@ def signal_socket() -> Generator[socket.socket]:
 def run(cores: _kloop.Cores | ProcessCores) -> None:
     """Run the workers with the stop signals in hand; raise what ended one of them."""
     before = {number: signal.signal(number, lambda *_: cores.stop()) for number in STOP_SIGNALS}
-    if isinstance(cores, _kloop.Cores) and not INTERPRETERS_CAN_END:
-        leave_interpreters_alone()
+    if isinstance(cores, _kloop.Cores) and not leaving.INTERPRETERS_CAN_END:
+        leaving.leave_interpreters_alone()
     try:
         failure = cores.run()
     finally:
         if cores.stuck:
             logger.critical("workers did not end in time: leaving without them")
-            exit_now(1)
+            leaving.exit_now(1)
         for number, action in before.items():
             signal.signal(number, action)
     if failure is not None:
@@ -298,86 +294,3 @@ def announce(
 
 def report_accept_error(error: OSError) -> None:
     logger.error("accept failed, trying again: %s", error)
-
-
-_leaving = False
-_exit: SystemExit | None = None
-
-
-def leave_interpreters_alone() -> None:
-    """End the process, when its time comes, without ending the workers' interpreters.
-
-    Ending several of them can crash CPython 3.13 (python/cpython#136423), and so can ending the
-    main interpreter before them.
-    """
-    atexit.unregister(_leave)
-    atexit.register(_leave)
-    watch_for_exit()
-
-
-def watch_for_exit() -> None:
-    """Keep the SystemExit that ends the program: no exit handler can ask CPython for it.
-
-    Where all of sys.monitoring's tools are taken, a status that is not 0 is lost.
-    """
-    monitoring, unwinding = sys.monitoring, sys.monitoring.events.PY_UNWIND
-    tools = [number for number in range(6) if monitoring.get_tool(number) in (None, "kloop")]
-    if tools and monitoring.get_tool(tools[-1]) is None:
-        monitoring.use_tool_id(tools[-1], "kloop")
-        monitoring.register_callback(tools[-1], unwinding, _note_exit)
-        monitoring.set_events(tools[-1], unwinding)
-
-
-def _note_exit(code: types.CodeType, offset: int, error: BaseException) -> None:
-    global _exit
-    if (
-        isinstance(error, SystemExit)
-        and sys._getframe(1).f_back is None  # it leaves the outermost frame
-        and threading.current_thread() is threading.main_thread()
-    ):
-        _exit = error
-
-
-class _RegisteredLater:
-    """Equal to the exit handlers registered after _leave(), of which CPython 3.13 keeps a list in
-    that order and asks each whether it is the one to unregister."""
-
-    passed = False
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, handler: object) -> bool:
-        if handler is _leave:
-            self.passed = True
-            return False
-        return self.passed
-
-
-def _leave() -> None:
-    global _leaving
-    if _leaving:
-        return
-    _leaving = True
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit.unregister(_RegisteredLater())  # type: ignore[arg-type]  # they have run already
-    atexit._run_exitfuncs()
-    error = _exit or getattr(sys, "last_exc", None)
-    if isinstance(error, KeyboardInterrupt):
-        flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-        exit_now((error.code or 0) & 0xFF)
-    exit_now(0 if error is None else 1)
-
-
-def exit_now(status: int) -> NoReturn:
-    flush()
-    os._exit(status)
-
-
-def flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):
-            pass  # closed, or gone with a pipe

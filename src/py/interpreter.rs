@@ -36,7 +36,7 @@ pub fn interpreter_id(_: Gil) -> i64 {
 
 /// Whether worker interpreters can be ended. CPython 3.13 can crash when several that have
 /// imported `datetime` are ended (python/cpython#136423): there they stay until the process ends.
-pub const INTERPRETERS_CAN_END: bool = cfg!(Py_3_14);
+const INTERPRETERS_CAN_END: bool = cfg!(Py_3_14);
 
 /// Creating interpreters concurrently is not safe in all CPython versions that are supported.
 static CREATION: Mutex<()> = Mutex::new(());

@@ -1,6 +1,7 @@
 """Handlers that the workers import, and what the tests have them do."""
 
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -150,6 +151,11 @@ async def mixed_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
             await echo(reader, writer)
     except ConnectionError:
         pass
+    finally:
+        writer.close()
+        # Takes the exception of a connection that was reset: asyncio may report it otherwise.
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 # Functions that a test calls in a worker
