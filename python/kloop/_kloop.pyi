@@ -88,6 +88,7 @@ class Cores:
         listeners: Iterable[int],
         signals: int,
         job: str,
+        drain_timeout: float,
         on_ready: Callable[[], object],
         on_stop: Callable[[], object],
         on_error: Callable[[OSError], object],

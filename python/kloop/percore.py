@@ -72,7 +72,8 @@ def serve_per_core(
     cores: how many cores to use, or which CPUs; by default all of the process's affinity mask.
     backlog: the listening queue's length, in connections.
     drain_timeout: seconds that open connections and handlers are given to finish after the first
-        signal. What is left then is aborted, as it is at once by a second signal.
+        signal. What is left then is aborted, as it is at once by a second signal. Workers that do
+        not end within ten more seconds are given up: the process exits with status 1.
     workers: "threads" gives each core an interpreter of its own in this process; "processes" gives
         it a process of its own, which can use extension modules that do not support interpreters
         with their own GIL.
@@ -106,6 +107,7 @@ def serve_per_core(
                     [listener.fileno() for listener in listeners],
                     signals.fileno(),
                     json.dumps(job),
+                    drain_timeout,
                     lambda: announce(addresses, cpus, on_ready),
                     close_listeners,
                     report_accept_error,
@@ -262,7 +264,8 @@ def run(cores: _kloop.Cores | ProcessCores) -> None:
             logger.critical("workers did not end in time: leaving without them")
             leaving.exit_now(1)
         for number, action in before.items():
-            signal.signal(number, action)
+            # None: a handler that was not set from Python cannot be set again.
+            signal.signal(number, signal.SIG_DFL if action is None else action)
     if failure is not None:
         raise_failure(*failure)
 

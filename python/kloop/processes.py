@@ -76,6 +76,7 @@ class ProcessCores:
         listeners: Iterable[int],
         signals: int,
         job: str,
+        drain_timeout: float,
         on_ready: Callable[[], object],
         on_stop: Callable[[], object],
         on_error: Callable[[OSError], object],
@@ -85,6 +86,7 @@ class ProcessCores:
         self._listeners = [socket.socket(fileno=os.dup(fd)) for fd in listeners]
         self._signals = socket.socket(fileno=os.dup(signals))
         self._job = job
+        self._drain_limit = drain_timeout + ABORT_LIMIT
         self._on_ready = on_ready
         self._on_stop = on_stop
         self._on_error = on_error
@@ -96,6 +98,7 @@ class ProcessCores:
         self._running = 0
         self._failure: Failure | None = None
         self._retry_at: float | None = None
+        self._drained_at: float | None = None
         self._abort_at: float | None = None
 
     def run(self) -> Failure | None:
@@ -153,7 +156,8 @@ class ProcessCores:
         if self._retry_at is not None and time.monotonic() >= self._retry_at:
             self._retry_at = None
             self._watch_listeners()
-        if self._failure is not None:
+        drained_at = self._drained_at
+        if self._failure is not None or (drained_at and time.monotonic() >= drained_at):
             self._stops = 2
         while self._told < min(self._stops, 2):
             self._told += 1
@@ -162,13 +166,15 @@ class ProcessCores:
                 for listener in self._listeners:
                     listener.close()
                 self._on_stop()
+                self._drained_at = time.monotonic() + self._drain_limit
             if self._told == 2:
+                self._drained_at = None
                 self._abort_at = time.monotonic() + ABORT_LIMIT
             for child in self._children:
                 child.send("drain" if self._told == 1 else "abort")
 
     def _timeout(self) -> float | None:
-        deadlines = [at for at in (self._retry_at, self._abort_at) if at is not None]
+        deadlines = [at for at in (self._retry_at, self._drained_at, self._abort_at) if at]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _drain_signals(self) -> None:

@@ -27,6 +27,8 @@ pub struct Cores {
     /// Called when accepting has ended, to close the listening sockets.
     on_stop: Obj,
     on_error: Obj,
+    /// How long a drain may take before the workers are taken to be stuck.
+    drain_limit: Duration,
     /// How often stop() was called: once drains, twice aborts.
     stops: Cell<u32>,
     /// Workers have not ended in time after an abort.
@@ -37,15 +39,24 @@ pub struct Cores {
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Phase {
     Serving,
-    Draining,
+    Draining(Instant),
     Aborting(Instant),
 }
 
-const CONSTRUCTOR: Signature<7> = Signature {
+const CONSTRUCTOR: Signature<8> = Signature {
     function: "Cores",
-    names: ["cpus", "listeners", "signals", "job", "on_ready", "on_stop", "on_error"],
-    required: 7,
-    positional: 7,
+    names: [
+        "cpus",
+        "listeners",
+        "signals",
+        "job",
+        "drain_timeout",
+        "on_ready",
+        "on_stop",
+        "on_error",
+    ],
+    required: 8,
+    positional: 8,
 };
 
 impl Cores {
@@ -56,6 +67,7 @@ impl Cores {
             Some(listeners),
             Some(signals),
             Some(job),
+            Some(drain_timeout),
             Some(on_ready),
             Some(on_stop),
             Some(on_error),
@@ -73,6 +85,9 @@ impl Cores {
             on_ready: on_ready.clone(),
             on_stop: on_stop.clone(),
             on_error: on_error.clone(),
+            drain_limit: Duration::try_from_secs_f64(drain_timeout.to_f64()?)
+                .unwrap_or(Duration::MAX)
+                .saturating_add(ABORT_LIMIT),
             stops: Cell::new(0),
             stuck: Cell::new(false),
         })
@@ -142,7 +157,11 @@ impl Cores {
     }
 
     fn wait(this: &Ref<Self>, phase: Phase) -> Result<()> {
-        let limit = matches!(phase, Phase::Aborting(_)).then_some(ABORT_LIMIT / 10);
+        let limit = match phase {
+            Phase::Serving => None,
+            Phase::Draining(since) => Some(this.drain_limit.saturating_sub(since.elapsed())),
+            Phase::Aborting(_) => Some(ABORT_LIMIT / 10),
+        };
         let mut acceptor = this.acceptor.borrow_mut();
         let wait = acceptor.prepare_wait(limit);
         detach(this.gil(), move || wait.block()).map_err(|error| Exc::os(this.gil(), &error))
@@ -161,6 +180,9 @@ impl Cores {
     }
 
     fn next_phase(this: &Ref<Self>, phase: Phase) -> Result<Phase> {
+        if matches!(phase, Phase::Draining(since) if since.elapsed() > this.drain_limit) {
+            this.stops.set(2);
+        }
         let stops = this.stops.get();
         if phase == Phase::Serving && stops >= 1 {
             Self::with_acceptor(this, Acceptor::stop)?;
@@ -173,7 +195,7 @@ impl Cores {
                 this.team.broadcast(|| Message::Abort);
                 Phase::Aborting(Instant::now())
             }
-            _ if stops == 1 => Phase::Draining,
+            Phase::Serving if stops == 1 => Phase::Draining(Instant::now()),
             phase => phase,
         })
     }

@@ -117,6 +117,9 @@ impl Worker {
         if let Some(home) = home {
             home.set_mailbox(None);
         }
+        // They lead back to this worker, and on CPython 3.13 nothing else would end the cycle.
+        this.factory.set(None);
+        this.on_message.set(None);
         while let Some(message) = this.team.core(this.index).receive() {
             if let Message::Connection(_) = message {
                 this.team.core(this.index).connection_closed();

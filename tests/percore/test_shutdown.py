@@ -132,6 +132,19 @@ def test_a_worker_that_does_not_end_is_given_up(
     assert end.last_line == "workers did not end in time: leaving without them"
 
 
+@pytest.mark.parametrize("workers", ["threads", "processes"])
+def test_a_drain_that_does_not_end_is_given_up(serve: Serve, tmp_path: Path, workers: str) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    server = serve("'handlers:calls'", f"drain_timeout=0, workers='{workers}'")
+    with Client(server.connect()) as client:
+        client.call("core")
+        client.start("refuse_to_end", str(fifo))
+        server.send_signal(signal.SIGTERM)
+        end = server.end()
+    assert end.status == 1
+
+
 def test_sigterm_amid_busy_connections(serve: Serve) -> None:
     server = serve("'handlers:echo'", "drain_timeout=1")
     with ExitStack() as stack:
