@@ -114,7 +114,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--cores", type=harness.numbers, default=[1, 2])
     parser.add_argument("--connections", type=int, help="default: 8 per core, and 16 at least")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--burst-ms", type=int, default=1000)
     parser.add_argument("--warmup-ms", type=int, default=500)
     parser.add_argument("--work-us", type=float, default=300.0)
