@@ -90,7 +90,7 @@ def test_http_under_wrk() -> None:
         assert "CI" not in os.environ, "wrk is not installed"
         pytest.skip("wrk is not installed")
     with example("http_aiohttp.py") as server:
-        command = ["wrk", "-t1", "-c64", "-d2s", f"http://127.0.0.1:{server.address[1]}/"]
+        command = ["wrk", "-t1", "-c64", "-d5s", f"http://127.0.0.1:{server.address[1]}/"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
         requests = re.search(r"(\d+) requests in", done.stdout)
         assert requests is not None
