@@ -123,7 +123,7 @@ impl Cores {
     }
 
     fn turn(this: &Ref<Self>, tally: &mut Tally, phase: &mut Phase) -> Result<()> {
-        *phase = Self::next_phase(this, *phase)?;
+        Self::advance(this, phase)?;
         Self::wait(this, *phase)?;
         check_signals(this.gil())?;
         Self::hand_out_connections(this)?;
@@ -134,8 +134,7 @@ impl Cores {
         } else if !complete && tally.ready == this.team.size() && this.stops.get() == 0 {
             Self::serve(this)?;
         }
-        *phase = Self::next_phase(this, *phase)?;
-        Ok(())
+        Self::advance(this, phase)
     }
 
     /// Starts as many workers as the system allows.
@@ -179,25 +178,23 @@ impl Cores {
         Ok(())
     }
 
-    fn next_phase(this: &Ref<Self>, phase: Phase) -> Result<Phase> {
+    /// Follows what stop() has asked for. The phase has changed even where an error is returned.
+    fn advance(this: &Ref<Self>, phase: &mut Phase) -> Result<()> {
         if matches!(phase, Phase::Draining(since) if since.elapsed() > this.drain_limit) {
             this.stops.set(2);
         }
-        let stops = this.stops.get();
-        if phase == Phase::Serving && stops >= 1 {
-            Self::with_acceptor(this, Acceptor::stop)?;
-            this.on_stop.call([])?;
+        let mut stopped = Ok(());
+        if *phase == Phase::Serving && this.stops.get() >= 1 {
+            *phase = Phase::Draining(Instant::now());
+            stopped = Self::with_acceptor(this, Acceptor::stop);
+            stopped = stopped.and(this.on_stop.call([]).map(drop));
             this.team.broadcast(|| Message::Drain);
         }
-        Ok(match phase {
-            Phase::Aborting(since) => Phase::Aborting(since),
-            _ if stops >= 2 => {
-                this.team.broadcast(|| Message::Abort);
-                Phase::Aborting(Instant::now())
-            }
-            Phase::Serving if stops == 1 => Phase::Draining(Instant::now()),
-            phase => phase,
-        })
+        if matches!(phase, Phase::Draining(_)) && this.stops.get() >= 2 {
+            *phase = Phase::Aborting(Instant::now());
+            this.team.broadcast(|| Message::Abort);
+        }
+        stopped
     }
 
     fn with_acceptor<R>(
