@@ -38,6 +38,7 @@ class StreamTransport(asyncio.Transport):
         waiter: asyncio.Future[Any] | None = None,
         extra: dict[str, Any] | None = None,
         server: Any = None,
+        context: contextvars.Context | None = None,
     ) -> Self: ...
     @property
     def _sock(self) -> socket.socket: ...
@@ -53,6 +54,7 @@ class Listener:
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         server: Any = None,
         accept_socket: Callable[[socket.socket], None] | None = None,
+        context: contextvars.Context | None = None,
     ) -> Self: ...
     @property
     def sock(self) -> socket.socket: ...

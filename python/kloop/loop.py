@@ -6,21 +6,21 @@ runs once per loop, server or connection set-up. Everything else is inherited fr
 Names of asyncio's that are overridden or relied upon here and in the native base, checked against
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
 _check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
-_make_self_pipe, _make_socket_transport, _remove_reader, _remove_writer, _run_once,
-_sendfile_native, _signal_handlers, _ssock, _start_serving, _stop_serving, _stopping,
+_make_self_pipe, _make_socket_transport, _make_ssl_transport, _remove_reader, _remove_writer,
+_run_once, _sendfile_native, _signal_handlers, _ssock, _start_serving, _stop_serving, _stopping,
 _task_factory, _thread_id, _write_to_self; BaseSelectorEventLoop._accept_connection2;
 Handle._repr_info; base_events._format_handle; format_helpers._format_callback_source.
 """
 
 import asyncio
 import errno
-import functools
 import selectors
 import socket
 import weakref
-from asyncio import base_events, constants, format_helpers, trsock
+from asyncio import base_events, constants, format_helpers, sslproto, trsock
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from ssl import SSLContext
 from typing import Any, cast
 
@@ -89,6 +89,8 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
 
     # Transports and servers
 
+    # CPython 3.15 adds `context`: what the callbacks run in instead of a copy of the current one.
+
     def _make_socket_transport(
         self,
         sock: socket.socket,
@@ -97,9 +99,40 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
         *,
         extra: dict[str, Any] | None = None,
         server: Any = None,
+        context: Context | None = None,
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(sock)
-        return _kloop.StreamTransport(self, sock, protocol, waiter, extra, server)
+        return _kloop.StreamTransport(self, sock, protocol, waiter, extra, server, context)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: SSLContext | None,
+        waiter: asyncio.Future[Any] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: Context | None = None,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(rawsock)
+        make_tls: Any = sslproto.SSLProtocol
+        tls = make_tls(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        _kloop.StreamTransport(self, rawsock, tls, None, extra, server, context)
+        return tls._app_transport  # type: ignore[no-any-return]
 
     async def _sendfile_native(
         self, transp: _kloop.StreamTransport, file: Any, offset: int, count: int | None
@@ -124,38 +157,11 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
         backlog: int = 100,
         ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: Context | None = None,
     ) -> None:
-        accept_socket = None
-        if sslcontext is not None:
-            accept_socket = functools.partial(
-                self._accept_tls,
-                protocol_factory,
-                sslcontext,
-                server,
-                ssl_handshake_timeout,
-                ssl_shutdown_timeout,
-            )
-        self._listeners[sock.fileno()] = _kloop.Listener(
-            self, sock, protocol_factory, server, accept_socket
-        )
-
-    def _stop_serving(self, sock: socket.socket) -> None:
-        listener = self._listeners.pop(sock.fileno(), None)
-        if listener is not None:
-            listener.close()
-        super()._stop_serving(sock)  # type: ignore[misc]
-
-    def _accept_tls(
-        self,
-        protocol_factory: Callable[[], asyncio.BaseProtocol],
-        sslcontext: SSLContext,
-        server: Any,
-        ssl_handshake_timeout: float | None,
-        ssl_shutdown_timeout: float | None,
-        conn: socket.socket,
-    ) -> None:
-        self.create_task(
-            self._accept_connection2(  # type: ignore[attr-defined]
+        def accept_tls(conn: socket.socket) -> None:
+            options: dict[str, Any] = {} if context is None else {"context": context.copy()}
+            accepting = self._accept_connection2(  # type: ignore[attr-defined]
                 protocol_factory,
                 conn,
                 {},
@@ -163,8 +169,24 @@ class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
                 server,
                 ssl_handshake_timeout,
                 ssl_shutdown_timeout,
+                **options,
             )
+            self.create_task(accepting, **options)
+
+        self._listeners[sock.fileno()] = _kloop.Listener(
+            self,
+            sock,
+            protocol_factory,
+            server,
+            None if sslcontext is None else accept_tls,
+            context,
         )
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        listener = self._listeners.pop(sock.fileno(), None)
+        if listener is not None:
+            listener.close()
+        super()._stop_serving(sock)  # type: ignore[misc]
 
     def _accept_failed(self, listener: _kloop.Listener, error: OSError, retry: bool) -> None:
         message = "socket.accept() failed"

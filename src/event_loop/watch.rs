@@ -73,18 +73,17 @@ impl EventLoop {
         args: &Args,
     ) -> Result<Ref<Handle>> {
         Self::check_closed(this)?;
-        let (file, callback, rest) = match (args.positional, args.names) {
-            ([file, callback, rest @ ..], None) => (file, callback, rest),
-            _ => {
-                return Err(Exc::type_error(
-                    args.gil,
-                    format!("{method}() takes a file descriptor, a callback and its arguments"),
-                ));
-            }
+        // Since CPython 3.15 asyncio's own transports give the context to run in.
+        let context = args.only_keyword(method, &this.state.names.context, c"context")?;
+        let [file, callback, rest @ ..] = args.positional else {
+            return Err(Exc::type_error(
+                args.gil,
+                format!("{method}() takes a file descriptor, a callback and its arguments"),
+            ));
         };
         let fd = Self::file_descriptor(this, file)?;
         check_pollable(fd).map_err(|error| Exc::os(args.gil, &error))?;
-        let handle = Handle::create(this, callback, rest, None)?;
+        let handle = Handle::create(this, callback, rest, context.and_then(Obj::some))?;
         handle.keep();
         let watch = this.state.watch.alloc(Watch {
             home: this.clone(),

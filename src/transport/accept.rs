@@ -37,19 +37,20 @@ pub struct Listener {
     closed: Cell<bool>,
 }
 
-const CONSTRUCTOR: Signature<5> = Signature {
+const CONSTRUCTOR: Signature<6> = Signature {
     function: "Listener",
-    names: ["loop", "sock", "protocol_factory", "server", "accept_socket"],
+    names: ["loop", "sock", "protocol_factory", "server", "accept_socket", "context"],
     required: 3,
-    positional: 5,
+    positional: 6,
 };
 
 impl Listener {
     /// Starts to accept on a listening socket. Connections become native transports, unless
-    /// `accept_socket` is to be called with a new Python socket for each.
+    /// `accept_socket` is to be called with a new Python socket for each. Protocols and their
+    /// callbacks run in copies of `context`, by default of the current one.
     fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
         let state = state_of_type::<State, _>(class)?;
-        let [home, sock, factory, server, accept_socket] = args.bind(&CONSTRUCTOR)?;
+        let [home, sock, factory, server, accept_socket, context] = args.bind(&CONSTRUCTOR)?;
         let (Some(home), Some(sock)) = (home, sock) else {
             return Err(Exc::type_error(args.gil, "missing argument"));
         };
@@ -63,7 +64,10 @@ impl Listener {
             factory: optional(factory),
             accept_socket: optional(accept_socket),
             server: optional(server),
-            context: copy_current_context(args.gil)?,
+            context: match context.and_then(Obj::some) {
+                Some(context) => context.clone(),
+                None => copy_current_context(args.gil)?,
+            },
             op: Cell::new(None),
             closed: Cell::new(false),
         })?;

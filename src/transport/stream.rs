@@ -69,25 +69,29 @@ enum Connection<'a> {
     Descriptor(OwnedFd),
 }
 
-const CONSTRUCTOR: Signature<6> = Signature {
+const CONSTRUCTOR: Signature<7> = Signature {
     function: "StreamTransport",
-    names: ["loop", "sock", "protocol", "waiter", "extra", "server"],
+    names: ["loop", "sock", "protocol", "waiter", "extra", "server", "context"],
     required: 3,
-    positional: 6,
+    positional: 7,
 };
 
 impl StreamTransport {
     /// A transport for a connected Python socket. connection_made() is called, reading starts and
-    /// the waiter is woken in the next turn, in this order.
+    /// the waiter is woken in the next turn, in this order. The callbacks run in `context`, by default
+    /// a copy of the current one.
     fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
         let state = crate::py::state_of_type::<State, _>(class)?;
-        let [home, sock, protocol, waiter, extra, server] = args.bind(&CONSTRUCTOR)?;
+        let [home, sock, protocol, waiter, extra, server, context] = args.bind(&CONSTRUCTOR)?;
         let (Some(home), Some(sock), Some(protocol)) = (home, sock, protocol) else {
             return Err(crate::py::Exc::type_error(args.gil, "missing argument"));
         };
         let home = state.event_loop.cast(home)?;
         let fd = sock.call_method(&state.names.fileno, [])?.to_i32()?;
-        let context = copy_current_context(args.gil)?;
+        let context = match context.and_then(Obj::some) {
+            Some(context) => context.clone(),
+            None => copy_current_context(args.gil)?,
+        };
         let this = Self::create(home, fd, Connection::Socket(sock), protocol, server, context)?;
         this.extra.set(extra.and_then(Obj::some).cloned());
         Self::start_later(&this, waiter.and_then(Obj::some))?;
