@@ -4,6 +4,8 @@
 .NOTPARALLEL:
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET MAKEFLAGS
 
+client := cargo build --release --manifest-path bench/load/Cargo.toml
+
 PEERS := uvloop==0.23.0
 
 .PHONY: help
@@ -17,6 +19,7 @@ demo: build client ## build everything and run the demonstration
 .PHONY: test
 test: ## build everything and run all checks and tests
 	@scripts/setup.sh tools extension
+	@$(client)
 	@scripts/check.sh lint unit loom pytest load
 
 .PHONY: build
@@ -36,11 +39,12 @@ unit: ## Rust tests only: no interpreter in them, loom, the load client's
 .PHONY: pytest
 pytest: ## Python tests only (PYTEST_ADDOPTS="-k name" picks some)
 	@scripts/setup.sh tools extension
+	@$(client)
 	@scripts/check.sh pytest
 
 .PHONY: client
 client:
-	cargo build --release --manifest-path bench/load/Cargo.toml
+	@$(client)
 
 .PHONY: bench
 bench: build client ## compare with asyncio and uvloop, in one run

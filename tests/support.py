@@ -21,6 +21,8 @@ StartChild = Callable[..., subprocess.Popen[str]]
 
 
 def has_ipv6() -> bool:
+    if "CI" in os.environ:
+        return True  # there, its absence is a failure
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
             probe.bind(("::1", 0))
