@@ -226,7 +226,7 @@ async def test_a_reader_dropped_by_its_user_is_harmless(loop: Loop) -> None:
 
 @pytest.mark.parametrize("abstract", [False, True])
 async def test_unix_streams(loop: Loop, tmp_path: Path, abstract: bool) -> None:
-    path = "\0kloop-test-%d" % os.getpid() if abstract else str(tmp_path / "socket")
+    path = f"\0kloop-test-{os.getpid()}" if abstract else str(tmp_path / "socket")
     shown = path.encode() if abstract else path
     names: list[object] = []
 
