@@ -125,10 +125,6 @@ class ProcessCores:
         """The first call drains, the second aborts."""
         self._stops += 1
 
-    def counts(self) -> list[tuple[int, int, int]]:
-        """For each core: (CPU, open connections, connections so far)."""
-        return [(child.cpu, child.open, child.assigned) for child in self._children]
-
     def _start(self) -> None:
         self._signals.setblocking(False)
         self._selector.register(self._signals, selectors.EVENT_READ, self._drain_signals)
@@ -325,7 +321,10 @@ class ProcessWorker:
             self._tell("closed")
             self._loop._connection_failed(error)
             return
-        _kloop.StreamTransport(self._loop, sock, protocol, None, None, self)
+        try:
+            _kloop.StreamTransport(self._loop, sock, protocol, None, None, self)
+        except Exception as error:  # the transport has closed the connection and left the count
+            self._loop._connection_failed(error)
 
     def _attach(self, transport: _kloop.StreamTransport) -> None:
         self._transports.add(transport)

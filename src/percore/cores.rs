@@ -214,20 +214,6 @@ impl Cores {
     fn is_stuck(this: &Ref<Self>) -> Result<bool> {
         Ok(this.stuck.get())
     }
-
-    /// For each core: (CPU, open connections, connections so far).
-    fn counts(this: &Ref<Self>) -> Result<Obj> {
-        let gil = this.gil();
-        let rows = (0..this.team.size())
-            .map(|index| {
-                let core = this.team.core(index);
-                let row =
-                    [core.cpu.to_obj(gil)?, core.open().to_obj(gil)?, core.assigned().to_obj(gil)?];
-                Obj::tuple(gil, &row)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Obj::list(gil, &rows)
-    }
 }
 
 /// What the workers have reported so far.
@@ -274,12 +260,8 @@ impl Native for Cores {
     const NAME: &'static CStr = c"kloop._kloop.Cores";
     const DOC: &'static CStr = c"Workers on several cores, and the acceptor that feeds them.";
     const CONSTRUCT: Option<Construct<Self>> = Some(Cores::construct);
-    const METHODS: &'static [Method<Self>] = &[
-        Method::noargs(c"run", Cores::run),
-        Method::noargs(c"stop", Cores::stop),
-        Method::noargs(c"counts", Cores::counts),
-        Method::END,
-    ];
+    const METHODS: &'static [Method<Self>] =
+        &[Method::noargs(c"run", Cores::run), Method::noargs(c"stop", Cores::stop), Method::END];
     const GETSETS: &'static [GetSet<Self>] = &[GetSet::get(c"stuck", Cores::is_stuck), GetSet::END];
 
     fn traverse(&self, visit: &mut Visit) {

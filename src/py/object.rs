@@ -146,21 +146,6 @@ impl Obj {
         }
     }
 
-    pub fn list(_: Gil, items: &[Obj]) -> Result<Self> {
-        // SAFETY: attached; SetItem steals one reference for each slot of the new list.
-        unsafe {
-            let list = Obj::owned(ffi::PyList_New(items.len() as ffi::Py_ssize_t))?;
-            for (index, item) in items.iter().enumerate() {
-                ffi::PyList_SetItem(
-                    list.as_ptr(),
-                    index as ffi::Py_ssize_t,
-                    item.clone().into_ptr(),
-                );
-            }
-            Ok(list)
-        }
-    }
-
     pub fn dict(_: Gil) -> Result<Self> {
         // SAFETY: attached.
         unsafe { Obj::owned(ffi::PyDict_New()) }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use super::StreamTransport;
+use super::info::python_socket;
 use crate::driver::{OpId, Outcome};
 use crate::event_loop::{EventLoop, Owner, Signal};
 use crate::py::{
@@ -140,7 +141,9 @@ impl Listener {
     fn on_connection(this: &Ref<Self>, fd: OwnedFd) -> Result<()> {
         let server = this.server.get();
         if let Some(accept_socket) = this.accept_socket.get() {
-            let sock = python_socket(&this.home, fd)?;
+            let sock = python_socket(&this.home, fd.as_raw_fd())?;
+            // The Python socket owns the descriptor now.
+            let _ = fd.into_raw_fd();
             let _entered = enter_context(&this.context)?;
             accept_socket.call([&sock])?;
             return Ok(());
@@ -183,8 +186,7 @@ pub fn accept_stream(
         factory.call([])
     };
     let started = match made {
-        Ok(protocol) => StreamTransport::accepted(home, fd, &protocol, server, context)
-            .and_then(|transport| StreamTransport::start_now(&transport)),
+        Ok(protocol) => StreamTransport::accept(home, fd, &protocol, server, context).map(drop),
         Err(error) => {
             on_refused();
             drop(fd);
@@ -199,17 +201,6 @@ pub fn accept_stream(
         }
         started => started,
     }
-}
-
-fn python_socket(home: &Ref<EventLoop>, fd: OwnedFd) -> Result<Obj> {
-    let state = &home.state;
-    let gil = home.gil();
-    let names = Obj::tuple(gil, std::slice::from_ref(&state.names.fileno))?;
-    let sock = state.socket.call_with_names(&[&fd.as_raw_fd().to_obj(gil)?], &names)?;
-    // The Python socket owns the descriptor now.
-    let _ = fd.into_raw_fd();
-    sock.call_method(&state.names.setblocking, [&false.to_obj(gil)?])?;
-    Ok(sock)
 }
 
 impl Native for Listener {

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use super::StreamTransport;
 use super::address::to_python;
 use crate::driver::SocketAddress;
+use crate::event_loop::EventLoop;
 use crate::py::{Args, Obj, Ref, Result, Signature, ToObj};
 
 const GET_EXTRA_INFO: Signature<2> = Signature {
@@ -39,7 +40,7 @@ impl StreamTransport {
             return Ok(value);
         }
         let value = match name.to_str()? {
-            "socket" => this.socket_info()?,
+            "socket" => Some(this.socket_info()?),
             "sockname" => this.sockname.get(),
             "peername" => this.peername.get(),
             _ => return Ok(default()),
@@ -50,7 +51,7 @@ impl StreamTransport {
     pub(super) fn all_extra_info(this: &Ref<Self>) -> Result<Obj> {
         let gil = this.gil();
         let all = Obj::dict(gil)?;
-        all.set_item("socket", &this.socket_info()?.to_obj(gil)?)?;
+        all.set_item("socket", &this.socket_info()?)?;
         all.set_item("sockname", &this.sockname.get().to_obj(gil)?)?;
         all.set_item("peername", &this.peername.get().to_obj(gil)?)?;
         if let Some(extra) = this.extra.get() {
@@ -61,9 +62,9 @@ impl StreamTransport {
 
     /// An asyncio.trsock.TransportSocket. Of a connection that nobody asked about while it was open
     /// it is that of another, closed socket.
-    fn socket_info(&self) -> Result<Option<Obj>> {
+    fn socket_info(&self) -> Result<Obj> {
         if let Some(known) = self.socket_info.get() {
-            return Ok(Some(known));
+            return Ok(known);
         }
         let state = &self.home.state;
         let sock = match self.ensure_socket()? {
@@ -76,36 +77,34 @@ impl StreamTransport {
         };
         let info = state.transport_socket.call([&sock])?;
         self.socket_info.set(Some(info.clone()));
-        Ok(Some(info))
+        Ok(info)
     }
 
-    pub(super) fn python_socket(this: &Ref<Self>) -> Result<Option<Obj>> {
+    pub(super) fn get_socket(this: &Ref<Self>) -> Result<Option<Obj>> {
         this.ensure_socket()
     }
 
     /// The Python socket of an open connection. One that is made here takes the file descriptor
     /// over, and closing it is then how the descriptor is closed.
     fn ensure_socket(&self) -> Result<Option<Obj>> {
-        let fd: RawFd = self.fd.get();
-        if fd < 0 {
-            return Ok(None);
+        if self.fd.get() >= 0 && !self.sock.is_some() {
+            self.sock.set(Some(python_socket(&self.home, self.fd.get())?));
         }
-        if let Some(sock) = self.sock.get() {
-            return Ok(Some(sock));
-        }
-        let state = &self.home.state;
-        let gil = self.home.gil();
-        let sock = state.socket.call_with_names(
-            &[&fd.to_obj(gil)?],
-            &Obj::tuple(gil, std::slice::from_ref(&state.names.fileno))?,
-        )?;
-        sock.call_method(&state.names.setblocking, [&false.to_obj(gil)?])?;
-        self.sock.set(Some(sock.clone()));
-        Ok(Some(sock))
+        Ok(self.sock.get())
     }
 
     /// sendfile() may hand the socket to the kernel: see the loop's `_sendfile_native`.
     pub(super) fn sendfile_mode(this: &Ref<Self>) -> Result<Obj> {
         Ok(this.home.state.sendfile_native.clone())
     }
+}
+
+/// A non-blocking Python socket that owns the file descriptor.
+pub(super) fn python_socket(home: &Ref<EventLoop>, fd: RawFd) -> Result<Obj> {
+    let state = &home.state;
+    let gil = home.gil();
+    let names = Obj::tuple(gil, std::slice::from_ref(&state.names.fileno))?;
+    let sock = state.socket.call_with_names(&[&fd.to_obj(gil)?], &names)?;
+    sock.call_method(&state.names.setblocking, [&false.to_obj(gil)?])?;
+    Ok(sock)
 }

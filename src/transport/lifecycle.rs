@@ -1,7 +1,5 @@
 //! From connection_made() to connection_lost().
 
-use std::ffi::CStr;
-
 use super::StreamTransport;
 use crate::driver::{OpId, socket};
 use crate::event_loop::{EventLoop, Handle};
@@ -28,8 +26,7 @@ impl StreamTransport {
         let args = [this.obj().clone()];
         let made =
             Handle::create(&this.home, &this.connection_made()?, &args, Some(&this.context))?;
-        Handle::run_queued(&made)?;
-        Self::start_reading(this)
+        Handle::run_queued(&made).and(Self::start_reading(this))
     }
 
     fn connection_made(&self) -> Result<Obj> {
@@ -127,7 +124,7 @@ impl StreamTransport {
     fn schedule_connection_lost(this: &Ref<Self>, error: Option<&Obj>) -> Result<()> {
         this.lost.set(this.lost.get() + 1);
         let error = error.cloned().unwrap_or_else(|| Obj::none(this.gil()));
-        let method = this.obj().get(CALL_CONNECTION_LOST)?;
+        let method = this.obj().get(c"_call_connection_lost")?;
         EventLoop::soon(&this.home, &method, &[error], None)
     }
 
@@ -149,7 +146,7 @@ impl StreamTransport {
 
     /// Ends the operations, leaves the server and closes the socket. In this order: a peer that sees
     /// the end and connects again finds it counted.
-    fn release(this: &Ref<Self>) -> Result<()> {
+    pub(super) fn release(this: &Ref<Self>) -> Result<()> {
         let fd = this.fd.replace(-1);
         if fd < 0 {
             return Ok(());
@@ -192,5 +189,3 @@ impl StreamTransport {
         state.warn.call_with_names(&args, &names).map(drop)
     }
 }
-
-const CALL_CONNECTION_LOST: &CStr = c"_call_connection_lost";

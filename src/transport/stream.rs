@@ -9,8 +9,8 @@ use crate::driver::socket::set_nodelay;
 use crate::driver::{OpId, Outcome};
 use crate::event_loop::{EventLoop, Signal};
 use crate::py::{
-    Args, Construct, Describe, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result,
-    Signature, Type, Visit, copy_current_context, enter_context,
+    Args, Construct, Describe, Exc, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result,
+    Signature, Type, Visit, copy_current_context, enter_context, state_of_type,
 };
 use crate::state::State;
 
@@ -81,10 +81,10 @@ impl StreamTransport {
     /// the waiter is woken in the next turn, in this order. The callbacks run in `context`, by default
     /// a copy of the current one.
     fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
-        let state = crate::py::state_of_type::<State, _>(class)?;
+        let state = state_of_type::<State, _>(class)?;
         let [home, sock, protocol, waiter, extra, server, context] = args.bind(&CONSTRUCTOR)?;
         let (Some(home), Some(sock), Some(protocol)) = (home, sock, protocol) else {
-            return Err(crate::py::Exc::type_error(args.gil, "missing argument"));
+            return Err(Exc::type_error(args.gil, "missing argument"));
         };
         let home = state.event_loop.cast(home)?;
         let fd = sock.call_method(&state.names.fileno, [])?.to_i32()?;
@@ -92,14 +92,16 @@ impl StreamTransport {
             Some(context) => context.clone(),
             None => copy_current_context(args.gil)?,
         };
-        let this = Self::create(home, fd, Connection::Socket(sock), protocol, server, context)?;
+        let this = Self::create(home, fd, Connection::Socket(sock), server, context)?;
         this.extra.set(extra.and_then(Obj::some).cloned());
-        Self::start_later(&this, waiter.and_then(Obj::some))?;
-        Ok(this)
+        let started = Self::set_up(&this, protocol)
+            .and_then(|()| Self::start_later(&this, waiter.and_then(Obj::some)));
+        Self::keep_if(this, started)
     }
 
-    /// A transport for an accepted connection, whose file descriptor it takes over.
-    pub(super) fn accepted(
+    /// A transport for an accepted connection, whose file descriptor it takes over. It is started at
+    /// once.
+    pub(super) fn accept(
         home: &Ref<EventLoop>,
         fd: OwnedFd,
         protocol: &Obj,
@@ -107,14 +109,28 @@ impl StreamTransport {
         context: Obj,
     ) -> Result<Ref<Self>> {
         let raw = fd.as_raw_fd();
-        Self::create(home, raw, Connection::Descriptor(fd), protocol, server, context)
+        let this = Self::create(home, raw, Connection::Descriptor(fd), server, context)?;
+        let started = Self::set_up(&this, protocol).and_then(|()| Self::start_now(&this));
+        Self::keep_if(this, started)
+    }
+
+    /// A transport that could not be started closes its socket and leaves its server.
+    fn keep_if(this: Ref<Self>, started: Result<()>) -> Result<Ref<Self>> {
+        match started {
+            Ok(()) => Ok(this),
+            // Leaves the loop, which may run again.
+            Err(error) if error.is_exit() => Err(error),
+            Err(error) => {
+                Self::release(&this)?;
+                Err(error)
+            }
+        }
     }
 
     fn create(
         home: &Ref<EventLoop>,
         fd: RawFd,
         connection: Connection,
-        protocol: &Obj,
         server: Option<&Obj>,
         context: Obj,
     ) -> Result<Ref<Self>> {
@@ -156,12 +172,15 @@ impl StreamTransport {
         home.claim_fd(fd);
         // Fails for sockets that are not TCP, which have no delay to switch off.
         let _ = set_nodelay(fd);
+        Ok(this)
+    }
+
+    fn set_up(this: &Ref<Self>, protocol: &Obj) -> Result<()> {
         if let Some(server) = this.server.get() {
-            server.call_method(&home.state.names._attach, [this.obj()])?;
+            server.call_method(&this.home.state.names._attach, [this.obj()])?;
         }
         this.note_addresses()?;
-        Self::set_protocol(&this, protocol)?;
-        Ok(this)
+        Self::set_protocol(this, protocol)
     }
 
     /// The owner of the transport's operations: reads and sends report here.
@@ -285,7 +304,7 @@ impl Native for StreamTransport {
     ];
     const GETSETS: &'static [GetSet<Self>] = &[
         GetSet::get(c"_loop", StreamTransport::get_loop),
-        GetSet::get(c"_sock", StreamTransport::python_socket),
+        GetSet::get(c"_sock", StreamTransport::get_socket),
         GetSet::get(c"_sock_fd", StreamTransport::get_sock_fd),
         GetSet::get(c"_protocol", StreamTransport::get_protocol),
         GetSet::get(c"_closing", StreamTransport::is_closing),

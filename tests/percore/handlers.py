@@ -98,6 +98,10 @@ class Failing:
             self.transport.write(data)
 
 
+def makes_no_protocol() -> None:
+    """A protocol factory that forgets to return the protocol."""
+
+
 _made = itertools.count()
 
 

@@ -68,6 +68,16 @@ def test_a_core_whose_factory_fails_keeps_its_share(serve: Serve) -> None:
                 assert is_closed(sock)
 
 
+@pytest.mark.parametrize("workers", ["threads", "processes"])
+def test_a_factory_without_a_protocol(serve: Serve, workers: str) -> None:
+    """The connection is closed and not counted: nothing keeps the drain waiting."""
+    server = serve("'handlers:makes_no_protocol'", f"drain_timeout=1000, workers='{workers}'")
+    for _ in range(4):
+        with server.connect() as sock:
+            assert is_closed(sock)
+    assert server.stop().errors == ""
+
+
 def end_after(serve: Serve, name: str, cores: int = 2) -> End:
     """A worker ends, by a function of handlers.py, while others have work to do."""
     server = serve("'handlers:calls'", f"cores={cores}, drain_timeout=1000")
