@@ -74,7 +74,7 @@ pub struct State {
     pub handle: Type<Handle>,
     pub timer: Type<Handle>,
     pub watch: Type<Watch>,
-    pub transport: Type<StreamTransport>,
+    pub stream_transport: Type<StreamTransport>,
     pub listener: Type<Listener>,
     pub cores: Type<Cores>,
     pub worker: Type<Worker>,
@@ -117,7 +117,7 @@ impl ModuleState for State {
             handle,
             timer,
             watch: Type::create(module, None)?,
-            transport: Type::create(module, Some(&transports.get(c"_FlowControlMixin")?))?,
+            stream_transport: Type::create(module, Some(&transports.get(c"_FlowControlMixin")?))?,
             listener: Type::create(module, None)?,
             cores: Type::create(module, None)?,
             worker: Type::create(module, None)?,
@@ -147,7 +147,7 @@ impl ModuleState for State {
         visit.class(&self.handle);
         visit.class(&self.timer);
         visit.class(&self.watch);
-        visit.class(&self.transport);
+        visit.class(&self.stream_transport);
         visit.class(&self.listener);
         visit.class(&self.cores);
         visit.class(&self.worker);

@@ -1,8 +1,11 @@
 //! Write flow control: high and low water marks, as asyncio's transports have them.
 
-use super::StreamTransport;
-use super::stream::HIGH_WATER;
+use super::base::Transport;
+use super::lifecycle::Lifecycle;
 use crate::py::{Args, Exc, Obj, Ref, Result, Signature, ToObj};
+
+/// asyncio's default high-water mark, in bytes; the low-water mark is a quarter of the high one.
+pub(super) const HIGH_WATER: usize = 64 * 1024;
 
 const SET_LIMITS: Signature<2> = Signature {
     function: "set_write_buffer_limits",
@@ -11,19 +14,19 @@ const SET_LIMITS: Signature<2> = Signature {
     positional: 2,
 };
 
-impl StreamTransport {
-    pub(super) fn get_write_buffer_size(this: &Ref<Self>) -> Result<usize> {
+pub(super) trait FlowControl: Transport {
+    fn get_write_buffer_size(this: &Ref<Self>) -> Result<usize> {
         Ok(this.unsent.get())
     }
 
-    pub(super) fn get_write_buffer_limits(this: &Ref<Self>) -> Result<Obj> {
+    fn get_write_buffer_limits(this: &Ref<Self>) -> Result<Obj> {
         let gil = this.gil();
         let (low, high) = (this.low_water.get().to_obj(gil)?, this.high_water.get().to_obj(gil)?);
         Obj::tuple(gil, &[low, high])
     }
 
     /// Marks in bytes; `ValueError` unless high >= low >= 0.
-    pub(super) fn set_write_buffer_limits(this: &Ref<Self>, args: &Args) -> Result<()> {
+    fn set_write_buffer_limits(this: &Ref<Self>, args: &Args) -> Result<()> {
         let [high, low] = args.bind(&SET_LIMITS)?;
         let number = |value: Option<&Obj>| value.and_then(Obj::some).map(Obj::to_i64).transpose();
         let (high, low) = (number(high)?, number(low)?);
@@ -46,7 +49,7 @@ impl StreamTransport {
         }
     }
 
-    pub(super) fn maybe_pause_protocol(this: &Ref<Self>) -> Result<()> {
+    fn maybe_pause_protocol(this: &Ref<Self>) -> Result<()> {
         if this.unsent.get() <= this.high_water.get() || this.protocol_paused.replace(true) {
             return Ok(());
         }
@@ -54,7 +57,7 @@ impl StreamTransport {
         Self::tell_protocol(this, name, "protocol.pause_writing() failed")
     }
 
-    pub(super) fn maybe_resume_protocol(this: &Ref<Self>) -> Result<()> {
+    fn maybe_resume_protocol(this: &Ref<Self>) -> Result<()> {
         if !this.protocol_paused.get() || this.unsent.get() > this.low_water.get() {
             return Ok(());
         }
@@ -71,4 +74,18 @@ impl StreamTransport {
             Err(error) => Self::report(this, message, error.object()),
         }
     }
+
+    fn get_protocol_paused(this: &Ref<Self>) -> Result<bool> {
+        Ok(this.protocol_paused.get())
+    }
+
+    fn get_high_water(this: &Ref<Self>) -> Result<usize> {
+        Ok(this.high_water.get())
+    }
+
+    fn get_low_water(this: &Ref<Self>) -> Result<usize> {
+        Ok(this.low_water.get())
+    }
 }
+
+impl<T: Transport> FlowControl for T {}

@@ -1,17 +1,21 @@
 //! From connection_made() to connection_lost().
 
-use super::StreamTransport;
-use crate::driver::{OpId, socket};
+use super::base::Transport;
+use super::reading::Reading;
+use crate::driver::socket;
 use crate::event_loop::{EventLoop, Handle};
 use crate::py::{Exc, Obj, Ref, Result, ToObj};
 
-impl StreamTransport {
+/// After this many writes to a lost connection each one logs a warning, as in asyncio.
+const WRITES_BEFORE_WARNING: u32 = 5;
+
+pub(super) trait Lifecycle: Transport {
     /// Starts in the next turn, as asyncio does: first connection_made(), then reading, then the
     /// waiter.
-    pub(super) fn start_later(this: &Ref<Self>, waiter: Option<&Obj>) -> Result<()> {
+    fn start_later(this: &Ref<Self>, waiter: Option<&Obj>) -> Result<()> {
         let home = &this.home;
         let context = Some(&this.context);
-        EventLoop::soon(home, &this.connection_made()?, &[this.obj().clone()], context)?;
+        EventLoop::soon(home, &Self::connection_made(this)?, &[this.obj().clone()], context)?;
         EventLoop::soon(home, &this.obj().get(c"_start_reading")?, &[], context)?;
         if let Some(waiter) = waiter {
             let wake = home.state.set_result_unless_cancelled.clone();
@@ -22,22 +26,39 @@ impl StreamTransport {
     }
 
     /// Starts at once, for a connection that was accepted.
-    pub(super) fn start_now(this: &Ref<Self>) -> Result<()> {
+    fn start_now(this: &Ref<Self>) -> Result<()> {
         let args = [this.obj().clone()];
-        let made =
-            Handle::create(&this.home, &this.connection_made()?, &args, Some(&this.context))?;
+        let method = Self::connection_made(this)?;
+        let made = Handle::create(&this.home, &method, &args, Some(&this.context))?;
         Handle::run_queued(&made).and(Self::start_reading(this))
     }
 
-    fn connection_made(&self) -> Result<Obj> {
-        match self.protocol.get() {
-            Some(protocol) => protocol.attr(&self.home.state.names.connection_made),
-            None => Err(Exc::runtime_error(self.home.gil(), "the transport has no protocol")),
+    fn connection_made(this: &Ref<Self>) -> Result<Obj> {
+        match this.protocol.get() {
+            Some(protocol) => protocol.attr(&this.home.state.names.connection_made),
+            None => Err(Exc::runtime_error(this.gil(), "the transport has no protocol")),
         }
     }
 
+    /// A transport that could not be started closes its file.
+    fn keep_if(this: Ref<Self>, started: Result<()>) -> Result<Ref<Self>> {
+        match started {
+            Ok(()) => Ok(this),
+            // Leaves the loop, which may run again.
+            Err(error) if error.is_exit() => Err(error),
+            Err(error) => {
+                Self::release(&this)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn is_closing(this: &Ref<Self>) -> Result<bool> {
+        Ok(this.closing.get())
+    }
+
     /// Ends the connection once everything written has been sent.
-    pub(super) fn close(this: &Ref<Self>) -> Result<()> {
+    fn close(this: &Ref<Self>) -> Result<()> {
         if this.closing.replace(true) {
             return Ok(());
         }
@@ -48,31 +69,40 @@ impl StreamTransport {
     }
 
     /// Ends the connection at once; what was written and not yet sent is lost.
-    pub(super) fn abort(this: &Ref<Self>) -> Result<()> {
+    fn abort(this: &Ref<Self>) -> Result<()> {
         Self::force_close(this, None)
     }
 
     /// asyncio's SSLProtocol ends the transport under it this way.
-    pub(super) fn force_close_by(this: &Ref<Self>, error: &Obj) -> Result<()> {
+    fn force_close_by(this: &Ref<Self>, error: &Obj) -> Result<()> {
         Self::force_close(this, error.some())
     }
 
-    pub(super) fn force_close(this: &Ref<Self>, error: Option<&Obj>) -> Result<()> {
-        if this.lost.get() > 0 || this.fd.get() < 0 {
+    fn force_close(this: &Ref<Self>, error: Option<&Obj>) -> Result<()> {
+        if this.lost.get() > 0 || this.is_released() {
             return Ok(());
         }
         this.closing.set(true);
-        this.drop_unsent()?;
+        Self::abandon_unsent(this)?;
         Self::schedule_connection_lost(this, error)
     }
 
+    fn abandon_unsent(this: &Ref<Self>) -> Result<()> {
+        this.drop_unsent();
+        this.unsent.set(0);
+        match this.write_op.take() {
+            Some(op) => EventLoop::cancel_ops(&this.home, &[op]),
+            None => Ok(()),
+        }
+    }
+
     /// Ends the connection because of an error, which goes to the exception handler unless it is
-    /// one of the network's.
-    pub(super) fn fatal_error(this: &Ref<Self>, error: Exc, message: &str) -> Result<()> {
+    /// an expected one.
+    fn fatal_error(this: &Ref<Self>, error: Exc, message: &str) -> Result<()> {
         if error.is_exit() {
             return Err(error);
         }
-        if !error.is_os_error() {
+        if !Self::is_expected(&error) {
             Self::report(this, message, error.object())?;
         } else if this.home.debug() {
             let text = format!("{}: {message}", this.obj().repr()).to_obj(this.gil())?;
@@ -83,7 +113,7 @@ impl StreamTransport {
     }
 
     /// In debug mode, logs what the transport does.
-    pub(super) fn debug_log(this: &Ref<Self>, what: &str) -> Result<()> {
+    fn debug_log(this: &Ref<Self>, what: &str) -> Result<()> {
         if !this.home.debug() {
             return Ok(());
         }
@@ -91,26 +121,8 @@ impl StreamTransport {
         this.home.obj().call_method(&this.home.state.names._debug_log, [&text]).map(drop)
     }
 
-    /// The loop has moved to another thread. What a send in flight has achieved is unknown, so its
-    /// connection cannot go on.
-    pub(super) fn on_ring_lost(this: &Ref<Self>, op: OpId) -> Result<()> {
-        if this.poll.get() == Some(op) {
-            this.poll.set(None);
-            return Self::start_reading(this);
-        }
-        if this.send.get() != Some(op) {
-            return Ok(());
-        }
-        this.send.set(None);
-        let error = Exc::connection_error(
-            this.gil(),
-            "the event loop was moved to another thread while data was being sent",
-        );
-        Self::force_close(this, Some(error.object()))
-    }
-
     /// Tells the loop's exception handler about an error.
-    pub(super) fn report(this: &Ref<Self>, message: &str, error: &Obj) -> Result<()> {
+    fn report(this: &Ref<Self>, message: &str, error: &Obj) -> Result<()> {
         let gil = this.gil();
         let context = Obj::dict(gil)?;
         context.set_item("message", &message.to_obj(gil)?)?;
@@ -121,6 +133,20 @@ impl StreamTransport {
         this.home.obj().call_method(&names.call_exception_handler, [&context]).map(drop)
     }
 
+    /// Writes to a lost connection are dropped; many of them are a bug worth a warning.
+    fn connection_is_lost(this: &Ref<Self>) -> Result<bool> {
+        let lost = this.lost.get();
+        if lost == 0 && !this.is_released() {
+            return Ok(false);
+        }
+        if lost >= WRITES_BEFORE_WARNING {
+            let text = Self::LOST_WARNING.to_obj(this.gil())?;
+            this.home.obj().call_method(&this.home.state.names._warn, [&text])?;
+        }
+        this.lost.set(lost.saturating_add(1));
+        Ok(true)
+    }
+
     fn schedule_connection_lost(this: &Ref<Self>, error: Option<&Obj>) -> Result<()> {
         this.lost.set(this.lost.get() + 1);
         let error = error.cloned().unwrap_or_else(|| Obj::none(this.gil()));
@@ -128,9 +154,18 @@ impl StreamTransport {
         EventLoop::soon(&this.home, &method, &[error], None)
     }
 
-    /// The last callback. Whatever it raises, the socket is closed and the server told.
-    pub(super) fn call_connection_lost(this: &Ref<Self>, error: &Obj) -> Result<()> {
-        if this.fd.get() < 0 {
+    /// The end of a transport that was closed before everything was sent.
+    fn finish_close(this: &Ref<Self>) -> Result<()> {
+        if this.lost.get() > 0 {
+            return Ok(());
+        }
+        this.lost.set(1);
+        Self::call_connection_lost(this, &Obj::none(this.gil()))
+    }
+
+    /// The last callback. Whatever it raises, the file is closed.
+    fn call_connection_lost(this: &Ref<Self>, error: &Obj) -> Result<()> {
+        if this.is_released() {
             return Ok(());
         }
         let called = match this.protocol.get() {
@@ -141,38 +176,33 @@ impl StreamTransport {
         };
         let released = Self::release(this);
         this.protocol.set(None);
-        called.and(released).and(Self::fail_empty_waiter(this))
+        called.and(released).and(Self::on_lost(this))
     }
 
-    /// Ends the operations, leaves the server and closes the socket. In this order: a peer that sees
-    /// the end and connects again finds it counted.
-    pub(super) fn release(this: &Ref<Self>) -> Result<()> {
+    /// Ends the operations and closes the file.
+    fn release(this: &Ref<Self>) -> Result<()> {
         let fd = this.fd.replace(-1);
         if fd < 0 {
             return Ok(());
         }
-        let ops: Vec<_> = [this.poll.take(), this.send.take()].into_iter().flatten().collect();
+        let ops = [this.read_op.take(), this.write_op.take()];
+        let ops: Vec<_> = ops.into_iter().flatten().collect();
         let cancelled = EventLoop::cancel_ops(&this.home, &ops);
         this.home.release_fd(fd);
-        let detached = match this.server.take() {
-            Some(server) => {
-                server.call_method(&this.home.state.names._detach, [this.obj()]).map(drop)
-            }
-            None => Ok(()),
-        };
-        let closed = match this.sock.take() {
-            Some(sock) => sock.call_method(&this.home.state.names.close, []).map(drop),
+        let told = Self::on_release(this);
+        let closed = match this.file.take() {
+            Some(file) => file.call_method(&this.home.state.names.close, []).map(drop),
             None => socket::close(fd).map_err(|error| Exc::os(this.gil(), &error)),
         };
-        cancelled.and(detached).and(closed)
+        cancelled.and(told).and(closed)
     }
 
     /// A transport that nobody closed: its loop was closed under it, or dropped.
-    pub(super) fn finalize(this: &Ref<Self>) {
-        if this.fd.get() < 0 {
+    fn finalize(this: &Ref<Self>) {
+        if this.is_released() {
             return;
         }
-        let warned = this.warn_unclosed(this.obj());
+        let warned = Self::warn_unclosed(this);
         for result in [warned, Self::release(this)] {
             if let Err(error) = result {
                 error.unraisable(this.obj());
@@ -180,12 +210,32 @@ impl StreamTransport {
         }
     }
 
-    fn warn_unclosed(&self, this: &Obj) -> Result<()> {
+    fn warn_unclosed(this: &Ref<Self>) -> Result<()> {
         let gil = this.gil();
-        let state = &self.home.state;
-        let text = format!("unclosed transport {}", this.repr()).to_obj(gil)?;
+        let state = &this.home.state;
+        let text = format!("unclosed transport {}", this.obj().repr()).to_obj(gil)?;
         let names = Obj::tuple(gil, &["source".to_obj(gil)?])?;
-        let args = [&text, &state.resource_warning, this];
+        let args = [&text, &state.resource_warning, this.obj()];
         state.warn.call_with_names(&args, &names).map(drop)
     }
+
+    // Attributes of asyncio's transports.
+
+    fn get_loop(this: &Ref<Self>) -> Result<Obj> {
+        Ok(this.home.obj().clone())
+    }
+
+    fn get_protocol(this: &Ref<Self>) -> Result<Option<Obj>> {
+        Ok(this.protocol.get())
+    }
+
+    fn get_lost(this: &Ref<Self>) -> Result<u32> {
+        Ok(this.lost.get())
+    }
+
+    fn get_fd(this: &Ref<Self>) -> Result<i32> {
+        Ok(this.fd.get())
+    }
 }
+
+impl<T: Transport> Lifecycle for T {}

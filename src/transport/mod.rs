@@ -6,15 +6,12 @@
 
 #![deny(unsafe_code)]
 
-mod accept;
 mod address;
+mod base;
 mod flow;
-mod info;
 mod lifecycle;
-mod read;
-mod sendfile;
+mod names;
+mod reading;
 mod stream;
-mod write;
 
-pub use accept::{Listener, accept_stream};
-pub use stream::StreamTransport;
+pub use stream::{Listener, StreamTransport, accept_stream};

@@ -1,72 +1,45 @@
 //! `StreamTransport`: one connected stream socket.
 
+mod accept;
+mod read;
+mod sendfile;
+mod write;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::CStr;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
+pub use accept::{Listener, accept_stream};
+
+use super::base::{Base, Transport};
+use super::flow::FlowControl;
+use super::lifecycle::Lifecycle;
+use super::names::{SocketNames, SocketTransport};
+use super::reading::Reading;
+use crate::driver::Outcome;
 use crate::driver::socket::set_nodelay;
-use crate::driver::{OpId, Outcome};
-use crate::event_loop::{EventLoop, Signal};
+use crate::event_loop::EventLoop;
 use crate::py::{
     Args, Construct, Describe, Exc, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result,
-    Signature, Type, Visit, copy_current_context, enter_context, state_of_type,
+    Signature, Type, Visit, copy_current_context, state_of_type,
 };
 use crate::state::State;
 
-/// asyncio's default high-water mark, in bytes; the low-water mark is a quarter of the high one.
-pub(super) const HIGH_WATER: usize = 64 * 1024;
-
 pub struct StreamTransport {
-    pub(super) home: Ref<EventLoop>,
-    /// -1 once released.
-    pub(super) fd: Cell<RawFd>,
-    /// The Python socket that owns the file descriptor. Accepted connections get one when somebody
-    /// asks for it; until then the transport owns the descriptor.
-    pub(super) sock: ObjCell,
-    pub(super) socket_info: ObjCell,
-    pub(super) sockname: ObjCell,
-    pub(super) peername: ObjCell,
-    pub(super) extra: ObjCell,
-    pub(super) server: ObjCell,
-    pub(super) protocol: ObjCell,
+    base: Base,
+    names: SocketNames,
+    server: ObjCell,
     /// Whether the protocol is a BufferedProtocol.
-    pub(super) buffered: Cell<bool>,
-    /// The protocol's callbacks run in this context.
-    pub(super) context: Obj,
-
-    /// close() or abort() was called, or the connection failed.
-    pub(super) closing: Cell<bool>,
-    /// Above zero once connection_lost() is scheduled; counts writes after that.
-    pub(super) lost: Cell<u32>,
-
-    pub(super) poll: Cell<Option<OpId>>,
-    /// Reading is paused by the protocol.
-    pub(super) paused: Cell<bool>,
-    /// The peer has ended its side, and the protocol keeps ours open.
-    pub(super) read_ended: Cell<bool>,
-    /// Poll events that came while reading was paused.
-    pub(super) missed: Cell<u32>,
-
-    pub(super) send: Cell<Option<OpId>>,
+    buffered: Cell<bool>,
     /// How much of the piece in flight earlier sends have taken.
-    pub(super) send_start: Cell<usize>,
+    send_start: Cell<usize>,
     /// What waits behind the send in flight, in pieces that each make one send.
-    pub(super) backlog: RefCell<VecDeque<Vec<u8>>>,
-    /// Bytes not yet taken by the kernel, in flight or behind.
-    pub(super) unsent: Cell<usize>,
-    pub(super) write_ended: Cell<bool>,
+    backlog: RefCell<VecDeque<Vec<u8>>>,
+    write_ended: Cell<bool>,
     /// Set while sendfile() has the socket.
-    pub(super) empty_waiter: ObjCell,
-    pub(super) protocol_paused: Cell<bool>,
-    pub(super) high_water: Cell<usize>,
-    pub(super) low_water: Cell<usize>,
-}
-
-/// What a transport is made of.
-enum Connection<'a> {
-    Socket(&'a Obj),
-    Descriptor(OwnedFd),
+    empty_waiter: ObjCell,
 }
 
 const CONSTRUCTOR: Signature<7> = Signature {
@@ -92,7 +65,7 @@ impl StreamTransport {
             Some(context) => context.clone(),
             None => copy_current_context(args.gil)?,
         };
-        let this = Self::create(home, fd, Connection::Socket(sock), server, context)?;
+        let this = Self::create(home, fd, Some(sock), server, context)?;
         this.extra.set(extra.and_then(Obj::some).cloned());
         let started = Self::set_up(&this, protocol)
             .and_then(|()| Self::start_later(&this, waiter.and_then(Obj::some)));
@@ -101,74 +74,37 @@ impl StreamTransport {
 
     /// A transport for an accepted connection, whose file descriptor it takes over. It is started at
     /// once.
-    pub(super) fn accept(
+    fn accept(
         home: &Ref<EventLoop>,
         fd: OwnedFd,
         protocol: &Obj,
         server: Option<&Obj>,
         context: Obj,
     ) -> Result<Ref<Self>> {
-        let raw = fd.as_raw_fd();
-        let this = Self::create(home, raw, Connection::Descriptor(fd), server, context)?;
+        let this = Self::create(home, fd.as_raw_fd(), None, server, context)?;
+        // The transport closes it from now on.
+        let _ = fd.into_raw_fd();
         let started = Self::set_up(&this, protocol).and_then(|()| Self::start_now(&this));
         Self::keep_if(this, started)
-    }
-
-    /// A transport that could not be started closes its socket and leaves its server.
-    fn keep_if(this: Ref<Self>, started: Result<()>) -> Result<Ref<Self>> {
-        match started {
-            Ok(()) => Ok(this),
-            // Leaves the loop, which may run again.
-            Err(error) if error.is_exit() => Err(error),
-            Err(error) => {
-                Self::release(&this)?;
-                Err(error)
-            }
-        }
     }
 
     fn create(
         home: &Ref<EventLoop>,
         fd: RawFd,
-        connection: Connection,
+        sock: Option<&Obj>,
         server: Option<&Obj>,
         context: Obj,
     ) -> Result<Ref<Self>> {
-        let this = home.state.transport.alloc(StreamTransport {
-            home: home.clone(),
-            fd: Cell::new(fd),
-            sock: ObjCell::from(match &connection {
-                Connection::Socket(sock) => Some((*sock).clone()),
-                Connection::Descriptor(_) => None,
-            }),
-            socket_info: ObjCell::empty(),
-            sockname: ObjCell::empty(),
-            peername: ObjCell::empty(),
-            extra: ObjCell::empty(),
+        let this = home.state.stream_transport.alloc(StreamTransport {
+            base: Base::new(home, fd, sock, context),
+            names: SocketNames::empty(),
             server: ObjCell::from(server.and_then(Obj::some).cloned()),
-            protocol: ObjCell::empty(),
             buffered: Cell::new(false),
-            context,
-            closing: Cell::new(false),
-            lost: Cell::new(0),
-            poll: Cell::new(None),
-            paused: Cell::new(false),
-            read_ended: Cell::new(false),
-            missed: Cell::new(0),
-            send: Cell::new(None),
             send_start: Cell::new(0),
             backlog: RefCell::default(),
-            unsent: Cell::new(0),
             write_ended: Cell::new(false),
             empty_waiter: ObjCell::empty(),
-            protocol_paused: Cell::new(false),
-            high_water: Cell::new(HIGH_WATER),
-            low_water: Cell::new(HIGH_WATER / 4),
         })?;
-        if let Connection::Descriptor(fd) = connection {
-            // The transport closes it from now on.
-            let _ = fd.into_raw_fd();
-        }
         home.claim_fd(fd);
         // Fails for sockets that are not TCP, which have no delay to switch off.
         let _ = set_nodelay(fd);
@@ -179,84 +115,30 @@ impl StreamTransport {
         if let Some(server) = this.server.get() {
             server.call_method(&this.home.state.names._attach, [this.obj()])?;
         }
-        this.note_addresses()?;
+        Self::note_addresses(this)?;
         Self::set_protocol(this, protocol)
     }
 
-    /// The owner of the transport's operations: reads and sends report here.
-    pub(super) fn on_signal(this: &Ref<Self>, signal: Signal) -> Result<()> {
-        let _entered = enter_context(&this.context)?;
-        let completion = match signal {
-            Signal::Completed(completion) => completion,
-            Signal::RingLost(op) => return Self::on_ring_lost(this, op),
-        };
-        match completion.outcome {
-            Outcome::Poll(result) => Self::on_poll(this, completion.op, completion.more, result),
-            Outcome::Send(result, buffer) => Self::on_sent(this, completion.op, result, buffer),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn set_protocol(this: &Ref<Self>, protocol: &Obj) -> Result<()> {
+    fn set_protocol(this: &Ref<Self>, protocol: &Obj) -> Result<()> {
         this.buffered.set(protocol.is_instance(&this.home.state.buffered_protocol)?);
         this.protocol.set(Some(protocol.clone()));
         Ok(())
     }
 
-    fn get_protocol(this: &Ref<Self>) -> Result<Option<Obj>> {
-        Ok(this.protocol.get())
-    }
-
-    pub(super) fn is_closing(this: &Ref<Self>) -> Result<bool> {
-        Ok(this.closing.get())
-    }
-
-    fn is_closed(&self) -> bool {
-        self.fd.get() < 0
-    }
-
     fn describe(this: &Ref<Self>) -> Result<String> {
-        let state = match (this.is_closed(), this.closing.get()) {
+        let state = match (this.is_released(), this.closing.get()) {
             (true, _) => "closed ",
             (_, true) => "closing ",
             _ => "",
         };
         let reading =
-            if this.poll.get().is_some() && !this.paused.get() { "polling" } else { "idle" };
-        let writing = if this.send.get().is_some() { "polling" } else { "idle" };
+            if this.read_op.get().is_some() && !this.paused.get() { "polling" } else { "idle" };
+        let writing = if this.write_op.get().is_some() { "polling" } else { "idle" };
         Ok(format!(
             "<StreamTransport {state}fd={} read={reading} write=<{writing}, bufsize={}>>",
             this.fd.get(),
             this.unsent.get()
         ))
-    }
-
-    fn get_loop(this: &Ref<Self>) -> Result<Obj> {
-        Ok(this.home.obj().clone())
-    }
-
-    fn get_sock_fd(this: &Ref<Self>) -> Result<i32> {
-        Ok(this.fd.get())
-    }
-
-    fn get_paused(this: &Ref<Self>) -> Result<bool> {
-        Ok(this.paused.get())
-    }
-
-    fn get_protocol_paused(this: &Ref<Self>) -> Result<bool> {
-        Ok(this.protocol_paused.get())
-    }
-
-    fn get_high_water(this: &Ref<Self>) -> Result<usize> {
-        Ok(this.high_water.get())
-    }
-
-    fn get_low_water(this: &Ref<Self>) -> Result<usize> {
-        Ok(this.low_water.get())
-    }
-
-    fn get_lost(this: &Ref<Self>) -> Result<u32> {
-        Ok(this.lost.get())
     }
 
     fn get_server(this: &Ref<Self>) -> Result<Option<Obj>> {
@@ -265,6 +147,66 @@ impl StreamTransport {
 
     fn start_tls_compatible(_: &Ref<Self>) -> Result<bool> {
         Ok(true)
+    }
+}
+
+impl Deref for StreamTransport {
+    type Target = Base;
+
+    #[inline]
+    fn deref(&self) -> &Base {
+        &self.base
+    }
+}
+
+impl SocketTransport for StreamTransport {
+    fn names(&self) -> &SocketNames {
+        &self.names
+    }
+}
+
+impl Transport for StreamTransport {
+    const READ_EVENTS: u32 = (libc::POLLIN | libc::POLLRDHUP) as u32;
+    const READ_ERROR: &'static str = "Fatal read error on socket transport";
+    const LOST_WARNING: &'static str = "socket.send() raised exception.";
+
+    fn read(this: &Ref<Self>, events: u32) -> Result<()> {
+        Self::read_some(this, events)
+    }
+
+    fn on_written(this: &Ref<Self>, outcome: Outcome) -> Result<()> {
+        match outcome {
+            Outcome::Send(result, piece) => Self::on_sent(this, result, piece),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a send in flight has achieved is unknown, so its connection cannot go on.
+    fn on_write_lost(this: &Ref<Self>) -> Result<()> {
+        let error = Exc::connection_error(
+            this.gil(),
+            "the event loop was moved to another thread while data was being sent",
+        );
+        Self::force_close(this, Some(error.object()))
+    }
+
+    fn drop_unsent(&self) {
+        self.backlog.borrow_mut().clear();
+    }
+
+    /// Leaves the server before the socket is closed: a peer that sees the end and connects again
+    /// finds it counted.
+    fn on_release(this: &Ref<Self>) -> Result<()> {
+        match this.server.take() {
+            Some(server) => {
+                server.call_method(&this.home.state.names._detach, [this.obj()]).map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn on_lost(this: &Ref<Self>) -> Result<()> {
+        Self::fail_empty_waiter(this)
     }
 }
 
@@ -305,7 +247,7 @@ impl Native for StreamTransport {
     const GETSETS: &'static [GetSet<Self>] = &[
         GetSet::get(c"_loop", StreamTransport::get_loop),
         GetSet::get(c"_sock", StreamTransport::get_socket),
-        GetSet::get(c"_sock_fd", StreamTransport::get_sock_fd),
+        GetSet::get(c"_sock_fd", StreamTransport::get_fd),
         GetSet::get(c"_protocol", StreamTransport::get_protocol),
         GetSet::get(c"_closing", StreamTransport::is_closing),
         GetSet::get(c"_paused", StreamTransport::get_paused),
@@ -327,25 +269,14 @@ impl Native for StreamTransport {
     }
 
     fn traverse(&self, visit: &mut Visit) {
-        visit.native(&self.home);
-        visit.obj(&self.context);
-        for cell in [
-            &self.sock,
-            &self.socket_info,
-            &self.sockname,
-            &self.peername,
-            &self.extra,
-            &self.server,
-            &self.protocol,
-            &self.empty_waiter,
-        ] {
-            visit.cell(cell);
-        }
+        self.base.traverse(visit);
+        self.names.traverse(visit);
+        visit.cell(&self.server);
+        visit.cell(&self.empty_waiter);
     }
 
     fn clear(&self) {
-        self.protocol.set(None);
+        self.base.clear();
         self.server.set(None);
-        self.extra.set(None);
     }
 }

@@ -3,15 +3,15 @@
 use std::io::{self, IoSlice};
 
 use super::StreamTransport;
-use crate::driver::{OpId, socket};
-use crate::event_loop::{EventLoop, Owner};
-use crate::py::{Buffer, Exc, Obj, Ref, Result, ToObj};
+use crate::driver::socket;
+use crate::event_loop::EventLoop;
+use crate::py::{Buffer, Exc, Obj, Ref, Result};
+use crate::transport::base::owner;
+use crate::transport::flow::FlowControl;
+use crate::transport::lifecycle::Lifecycle;
 
 /// The largest piece that one send in the ring carries: flow control sees progress piece by piece.
 const PIECE: usize = 256 * 1024;
-
-/// After this many writes to a lost connection each one logs a warning, as in asyncio.
-const WRITES_BEFORE_WARNING: u32 = 5;
 
 const WRITE_ERROR: &str = "Fatal write error on socket transport";
 
@@ -115,20 +115,6 @@ impl StreamTransport {
         Ok(())
     }
 
-    /// Writes to a lost connection are dropped; many of them are a bug worth a warning.
-    fn connection_is_lost(this: &Ref<Self>) -> Result<bool> {
-        let lost = this.lost.get();
-        if lost == 0 && this.fd.get() >= 0 {
-            return Ok(false);
-        }
-        if lost >= WRITES_BEFORE_WARNING {
-            let text = "socket.send() raised exception.".to_obj(this.gil())?;
-            this.home.obj().call_method(&this.home.state.names._warn, [&text])?;
-        }
-        this.lost.set(lost.saturating_add(1));
-        Ok(true)
-    }
-
     fn write_failed(this: &Ref<Self>, error: io::Error) -> Result<()> {
         Self::fatal_error(this, Exc::os(this.gil(), &error), WRITE_ERROR)
     }
@@ -148,7 +134,7 @@ impl StreamTransport {
 
     /// Starts the next send unless one is in flight.
     fn send_queued(this: &Ref<Self>) -> Result<()> {
-        if this.send.get().is_some() {
+        if this.write_op.get().is_some() {
             return Ok(());
         }
         let piece = this.backlog.borrow_mut().pop_front();
@@ -159,11 +145,10 @@ impl StreamTransport {
     }
 
     fn send_from(this: &Ref<Self>, piece: Vec<u8>, start: usize) -> Result<()> {
-        let owner = Owner::new(this.clone(), StreamTransport::on_signal);
-        let fd = this.fd.get();
+        let (fd, owner) = (this.fd.get(), owner(this));
         match EventLoop::with_ring(&this.home, |driver| driver.send(fd, piece, start, owner)) {
             Ok(op) => {
-                this.send.set(Some(op));
+                this.write_op.set(Some(op));
                 this.send_start.set(start);
                 Ok(())
             }
@@ -173,14 +158,9 @@ impl StreamTransport {
 
     pub(super) fn on_sent(
         this: &Ref<Self>,
-        op: OpId,
         result: io::Result<usize>,
         piece: Vec<u8>,
     ) -> Result<()> {
-        if this.send.get() != Some(op) {
-            return Ok(());
-        }
-        this.send.set(None);
         let sent = match ignore_would_block(result) {
             Ok(sent) => sent,
             Err(error) => return Self::write_failed(this, error),
@@ -199,28 +179,14 @@ impl StreamTransport {
 
     /// What waits for the moment when everything written is sent.
     fn on_drained(this: &Ref<Self>) -> Result<()> {
-        if this.unsent.get() > 0 || this.fd.get() < 0 {
+        if this.unsent.get() > 0 || this.is_released() {
             return Ok(());
         }
         Self::wake_empty_waiter(this)?;
         if this.closing.get() {
-            if this.lost.get() == 0 {
-                this.lost.set(1);
-                Self::call_connection_lost(this, &Obj::none(this.gil()))?;
-            }
-            return Ok(());
+            return Self::finish_close(this);
         }
         if this.write_ended.get() { this.shut_down() } else { Ok(()) }
-    }
-
-    /// Forgets what was not sent yet.
-    pub(super) fn drop_unsent(&self) -> Result<()> {
-        self.backlog.borrow_mut().clear();
-        self.unsent.set(0);
-        match self.send.take() {
-            Some(op) => EventLoop::cancel_ops(&self.home, &[op]),
-            None => Ok(()),
-        }
     }
 }
 

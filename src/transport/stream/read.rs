@@ -1,13 +1,13 @@
-//! Reading: a multishot poll tells when, `recv` takes the bytes.
+//! Reading: `recv` takes the bytes, into a `bytes` of the exact size or the protocol's own buffer.
 
 use std::io;
 
 use super::StreamTransport;
-use crate::driver::{OpId, socket};
-use crate::event_loop::{EventLoop, Owner};
+use crate::driver::socket;
 use crate::py::{Exc, Obj, Ref, Result, ToObj, WritableBuffer};
-
-const POLL_EVENTS: u32 = (libc::POLLIN | libc::POLLRDHUP) as u32;
+use crate::transport::base::Transport;
+use crate::transport::lifecycle::Lifecycle;
+use crate::transport::reading::Reading;
 
 /// Events after which a short read does not mean that the socket is drained: an end of file or an
 /// error is still to be read, and the poll will not tell again.
@@ -18,8 +18,6 @@ const RESET: u32 = (libc::POLLHUP | libc::POLLERR) as u32;
 
 /// Reads in a row for one connection before others get their turn.
 const READS_PER_TURN: usize = 4;
-
-const READ_ERROR: &str = "Fatal read error on socket transport";
 
 /// What one read has brought.
 enum Received {
@@ -32,70 +30,9 @@ enum Received {
 }
 
 impl StreamTransport {
-    pub(super) fn start_reading(this: &Ref<Self>) -> Result<()> {
-        if this.closing.get() || this.read_ended.get() || this.poll.get().is_some() {
-            return Ok(());
-        }
-        let owner = Owner::new(this.clone(), StreamTransport::on_signal);
-        let fd = this.fd.get();
-        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, POLL_EVENTS, true, owner)) {
-            Ok(op) => {
-                this.poll.set(Some(op));
-                Ok(())
-            }
-            Err(error) => Self::fatal_error(this, error, READ_ERROR),
-        }
-    }
-
-    pub(super) fn on_poll(
-        this: &Ref<Self>,
-        op: OpId,
-        more: bool,
-        result: io::Result<u32>,
-    ) -> Result<()> {
-        if this.poll.get() != Some(op) {
-            return Ok(());
-        }
-        if !more {
-            this.poll.set(None);
-        }
-        let read = match result {
-            Ok(events) => Self::read(this, events),
-            Err(error) => Self::fatal_error(this, Exc::os(this.gil(), &error), READ_ERROR),
-        };
-        // The kernel may end a multishot poll, as when the completion queue was full.
-        if more { read } else { read.and(Self::start_reading(this)) }
-    }
-
-    /// Reads what a pause has kept back, or what was left when the turn was over.
-    pub(super) fn read_missed(this: &Ref<Self>) -> Result<()> {
-        let events = this.missed.replace(0);
-        if events == 0 { Ok(()) } else { Self::read(this, events) }
-    }
-
-    /// Reads what the socket has. An error leaves the loop, but what it has left unread must not be
-    /// forgotten: the poll does not tell twice.
-    fn read(this: &Ref<Self>, events: u32) -> Result<()> {
-        let read = Self::read_some(this, events);
-        if read.is_err() {
-            Self::read_later(this, events)?;
-        }
-        read
-    }
-
-    fn read_later(this: &Ref<Self>, events: u32) -> Result<()> {
-        this.missed.set(this.missed.get() | events);
-        let again = this.obj().get(c"_read_ready")?;
-        EventLoop::soon(&this.home, &again, &[], Some(&this.context))
-    }
-
-    fn read_some(this: &Ref<Self>, events: u32) -> Result<()> {
+    pub(super) fn read_some(this: &Ref<Self>, events: u32) -> Result<()> {
         for _ in 0..READS_PER_TURN {
-            if this.closing.get() || this.read_ended.get() {
-                return Ok(());
-            }
-            if this.paused.get() {
-                this.missed.set(this.missed.get() | events);
+            if !Self::may_read(this, events) {
                 return Ok(());
             }
             let received = if this.buffered.get() {
@@ -107,7 +44,7 @@ impl StreamTransport {
                 Received::Full => {}
                 Received::Drained if events & HANG_UP != 0 => {}
                 Received::Drained | Received::Nothing => return Ok(()),
-                Received::Eof if events & RESET != 0 && this.send.get().is_some() => {
+                Received::Eof if events & RESET != 0 && this.write_op.get().is_some() => {
                     // The send in flight has taken the reset's errno and will report it.
                     this.read_ended.set(true);
                     return Ok(());
@@ -183,7 +120,7 @@ impl StreamTransport {
 
     fn read_failed(this: &Ref<Self>, error: io::Error) -> Result<Received> {
         if error.kind() != io::ErrorKind::WouldBlock {
-            Self::fatal_error(this, Exc::os(this.gil(), &error), READ_ERROR)?;
+            Self::fatal_error(this, Exc::os(this.gil(), &error), Self::READ_ERROR)?;
         }
         Ok(Received::Nothing)
     }
@@ -203,33 +140,6 @@ impl StreamTransport {
                 return Self::fatal_error(this, error, message);
             }
         }
-        if let Some(op) = this.poll.take() {
-            EventLoop::cancel_ops(&this.home, &[op])?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn is_reading(this: &Ref<Self>) -> Result<bool> {
-        Ok(!this.closing.get() && !this.paused.get())
-    }
-
-    pub(super) fn pause_reading(this: &Ref<Self>) -> Result<()> {
-        if !Self::is_reading(this)? {
-            return Ok(());
-        }
-        this.paused.set(true);
-        Self::debug_log(this, "pauses reading")
-    }
-
-    /// What came during the pause is read in the next turn.
-    pub(super) fn resume_reading(this: &Ref<Self>) -> Result<()> {
-        if this.closing.get() || !this.paused.replace(false) {
-            return Ok(());
-        }
-        if this.missed.get() != 0 {
-            let read = this.obj().get(c"_read_ready")?;
-            EventLoop::soon(&this.home, &read, &[], Some(&this.context))?;
-        }
-        Self::debug_log(this, "resumes reading")
+        Self::stop_reading(this)
     }
 }

@@ -1,12 +1,12 @@
-//! What a transport tells about its connection.
+//! What a socket's transport tells about its connection.
 
 use std::os::fd::RawFd;
 
-use super::StreamTransport;
 use super::address::to_python;
+use super::base::Transport;
 use crate::driver::SocketAddress;
 use crate::event_loop::EventLoop;
-use crate::py::{Args, Obj, Ref, Result, Signature, ToObj};
+use crate::py::{Args, Obj, ObjCell, Ref, Result, Signature, ToObj, Visit};
 
 const GET_EXTRA_INFO: Signature<2> = Signature {
     function: "get_extra_info",
@@ -15,21 +15,43 @@ const GET_EXTRA_INFO: Signature<2> = Signature {
     positional: 2,
 };
 
-impl StreamTransport {
+/// The addresses at both ends, and the socket as users see it.
+pub(super) struct SocketNames {
+    info: ObjCell,
+    local: ObjCell,
+    peer: ObjCell,
+}
+
+impl SocketNames {
+    pub fn empty() -> Self {
+        SocketNames { info: ObjCell::empty(), local: ObjCell::empty(), peer: ObjCell::empty() }
+    }
+
+    pub fn traverse(&self, visit: &mut Visit) {
+        for cell in [&self.info, &self.local, &self.peer] {
+            visit.cell(cell);
+        }
+    }
+}
+
+/// A transport whose file is a socket.
+pub(super) trait SocketTransport: Transport {
+    fn names(&self) -> &SocketNames;
+
     /// Both addresses are noted at the start: the peer's cannot be asked for once it is gone.
-    pub(super) fn note_addresses(&self) -> Result<()> {
-        let gil = self.home.gil();
+    fn note_addresses(this: &Ref<Self>) -> Result<()> {
+        let gil = this.gil();
         let name = |address: std::io::Result<SocketAddress>| match address {
             Ok(address) => to_python(gil, &address).map(Some),
             Err(_) => Ok(None),
         };
-        self.sockname.set(name(SocketAddress::local(self.fd.get()))?);
-        self.peername.set(name(SocketAddress::peer(self.fd.get()))?);
+        this.names().local.set(name(SocketAddress::local(this.fd.get()))?);
+        this.names().peer.set(name(SocketAddress::peer(this.fd.get()))?);
         Ok(())
     }
 
     /// 'socket', 'sockname', 'peername', or what the maker of the transport added.
-    pub(super) fn get_extra_info(this: &Ref<Self>, args: &Args) -> Result<Obj> {
+    fn get_extra_info(this: &Ref<Self>, args: &Args) -> Result<Obj> {
         let [name, default] = args.bind(&GET_EXTRA_INFO)?;
         let none = Obj::none(args.gil);
         let default = || default.cloned().unwrap_or_else(|| none.clone());
@@ -40,20 +62,20 @@ impl StreamTransport {
             return Ok(value);
         }
         let value = match name.to_str()? {
-            "socket" => Some(this.socket_info()?),
-            "sockname" => this.sockname.get(),
-            "peername" => this.peername.get(),
+            "socket" => Some(Self::socket_info(this)?),
+            "sockname" => this.names().local.get(),
+            "peername" => this.names().peer.get(),
             _ => return Ok(default()),
         };
         Ok(value.unwrap_or(none))
     }
 
-    pub(super) fn all_extra_info(this: &Ref<Self>) -> Result<Obj> {
+    fn all_extra_info(this: &Ref<Self>) -> Result<Obj> {
         let gil = this.gil();
         let all = Obj::dict(gil)?;
-        all.set_item("socket", &this.socket_info()?)?;
-        all.set_item("sockname", &this.sockname.get().to_obj(gil)?)?;
-        all.set_item("peername", &this.peername.get().to_obj(gil)?)?;
+        all.set_item("socket", &Self::socket_info(this)?)?;
+        all.set_item("sockname", &this.names().local.get().to_obj(gil)?)?;
+        all.set_item("peername", &this.names().peer.get().to_obj(gil)?)?;
         if let Some(extra) = this.extra.get() {
             all.update_dict(&extra)?;
         }
@@ -62,12 +84,12 @@ impl StreamTransport {
 
     /// An asyncio.trsock.TransportSocket. Of a connection that nobody asked about while it was open
     /// it is that of another, closed socket.
-    fn socket_info(&self) -> Result<Obj> {
-        if let Some(known) = self.socket_info.get() {
+    fn socket_info(this: &Ref<Self>) -> Result<Obj> {
+        if let Some(known) = this.names().info.get() {
             return Ok(known);
         }
-        let state = &self.home.state;
-        let sock = match self.ensure_socket()? {
+        let state = &this.home.state;
+        let sock = match Self::get_socket(this)? {
             Some(sock) => sock,
             None => {
                 let sock = state.socket.call([])?;
@@ -76,26 +98,17 @@ impl StreamTransport {
             }
         };
         let info = state.transport_socket.call([&sock])?;
-        self.socket_info.set(Some(info.clone()));
+        this.names().info.set(Some(info.clone()));
         Ok(info)
-    }
-
-    pub(super) fn get_socket(this: &Ref<Self>) -> Result<Option<Obj>> {
-        this.ensure_socket()
     }
 
     /// The Python socket of an open connection. One that is made here takes the file descriptor
     /// over, and closing it is then how the descriptor is closed.
-    fn ensure_socket(&self) -> Result<Option<Obj>> {
-        if self.fd.get() >= 0 && !self.sock.is_some() {
-            self.sock.set(Some(python_socket(&self.home, self.fd.get())?));
+    fn get_socket(this: &Ref<Self>) -> Result<Option<Obj>> {
+        if !this.is_released() && !this.file.is_some() {
+            this.file.set(Some(python_socket(&this.home, this.fd.get())?));
         }
-        Ok(self.sock.get())
-    }
-
-    /// sendfile() may hand the socket to the kernel: see the loop's `_sendfile_native`.
-    pub(super) fn sendfile_mode(this: &Ref<Self>) -> Result<Obj> {
-        Ok(this.home.state.sendfile_native.clone())
+        Ok(this.file.get())
     }
 }
 

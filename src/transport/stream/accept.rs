@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use super::StreamTransport;
-use super::info::python_socket;
 use crate::driver::{OpId, Outcome};
 use crate::event_loop::{EventLoop, Owner, Signal};
 use crate::py::{
@@ -14,6 +13,7 @@ use crate::py::{
     Type, Visit, copy_context, copy_current_context, enter_context, state_of_type,
 };
 use crate::state::State;
+use crate::transport::names::python_socket;
 
 /// Errors of accept(2) that concern one connection, which is gone already.
 const TRANSIENT: [i32; 4] = [libc::ECONNABORTED, libc::EINTR, libc::EAGAIN, libc::EPROTO];

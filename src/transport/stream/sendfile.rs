@@ -22,7 +22,7 @@ impl StreamTransport {
 
     pub(super) fn reset_empty_waiter(this: &Ref<Self>) -> Result<()> {
         this.empty_waiter.set(None);
-        if this.fd.get() >= 0 {
+        if !this.is_released() {
             this.home.claim_fd(this.fd.get());
         }
         Ok(())
@@ -38,6 +38,11 @@ impl StreamTransport {
         let Some(waiter) = this.undone_empty_waiter()? else { return Ok(()) };
         let error = Exc::connection_error(this.gil(), "Connection is closed by peer");
         waiter.call_method(&this.home.state.names.set_exception, [error.object()]).map(drop)
+    }
+
+    /// sendfile() may hand the socket to the kernel: see the loop's `_sendfile_native`.
+    pub(super) fn sendfile_mode(this: &Ref<Self>) -> Result<Obj> {
+        Ok(this.home.state.sendfile_native.clone())
     }
 
     fn undone_empty_waiter(&self) -> Result<Option<Obj>> {

@@ -1,0 +1,105 @@
+//! When to read: a multishot poll tells, unless the protocol has paused reading.
+
+use super::base::{Transport, owner};
+use super::lifecycle::Lifecycle;
+use crate::driver::Outcome;
+use crate::event_loop::EventLoop;
+use crate::py::{Exc, Ref, Result};
+
+pub(super) trait Reading: Transport {
+    fn start_reading(this: &Ref<Self>) -> Result<()> {
+        if this.closing.get() || this.read_ended.get() || this.read_op.get().is_some() {
+            return Ok(());
+        }
+        let (fd, owner) = (this.fd.get(), owner(this));
+        let events = Self::READ_EVENTS;
+        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, events, true, owner)) {
+            Ok(op) => {
+                this.read_op.set(Some(op));
+                Ok(())
+            }
+            Err(error) => Self::fatal_error(this, error, Self::READ_ERROR),
+        }
+    }
+
+    /// There is nothing more to read.
+    fn stop_reading(this: &Ref<Self>) -> Result<()> {
+        match this.read_op.take() {
+            Some(op) => EventLoop::cancel_ops(&this.home, &[op]),
+            None => Ok(()),
+        }
+    }
+
+    fn on_poll(this: &Ref<Self>, more: bool, outcome: Outcome) -> Result<()> {
+        let Outcome::Poll(result) = outcome else { return Ok(()) };
+        if !more {
+            this.read_op.set(None);
+        }
+        let read = match result {
+            Ok(events) => Self::read_or_keep(this, events),
+            Err(error) => Self::fatal_error(this, Exc::os(this.gil(), &error), Self::READ_ERROR),
+        };
+        // The kernel may end a multishot poll, as when the completion queue was full.
+        if more { read } else { read.and(Self::start_reading(this)) }
+    }
+
+    /// Reads what a pause has kept back, or what was left when the turn was over.
+    fn read_missed(this: &Ref<Self>) -> Result<()> {
+        let events = this.missed.replace(0);
+        if events == 0 { Ok(()) } else { Self::read_or_keep(this, events) }
+    }
+
+    /// An error leaves the loop, but what it has left unread must not be forgotten: the poll does
+    /// not tell twice.
+    fn read_or_keep(this: &Ref<Self>, events: u32) -> Result<()> {
+        let read = Self::read(this, events);
+        if read.is_err() {
+            Self::read_later(this, events)?;
+        }
+        read
+    }
+
+    fn read_later(this: &Ref<Self>, events: u32) -> Result<()> {
+        this.missed.set(this.missed.get() | events);
+        let again = this.obj().get(c"_read_ready")?;
+        EventLoop::soon(&this.home, &again, &[], Some(&this.context))
+    }
+
+    /// Whether to go on reading. If reading is paused, `events` are kept for later.
+    fn may_read(this: &Ref<Self>, events: u32) -> bool {
+        if this.paused.get() {
+            this.missed.set(this.missed.get() | events);
+        }
+        !this.closing.get() && !this.read_ended.get() && !this.paused.get()
+    }
+
+    fn is_reading(this: &Ref<Self>) -> Result<bool> {
+        Ok(!this.closing.get() && !this.paused.get())
+    }
+
+    fn pause_reading(this: &Ref<Self>) -> Result<()> {
+        if !Self::is_reading(this)? {
+            return Ok(());
+        }
+        this.paused.set(true);
+        Self::debug_log(this, "pauses reading")
+    }
+
+    /// What came during the pause is read in the next turn.
+    fn resume_reading(this: &Ref<Self>) -> Result<()> {
+        if this.closing.get() || !this.paused.replace(false) {
+            return Ok(());
+        }
+        if this.missed.get() != 0 {
+            let read = this.obj().get(c"_read_ready")?;
+            EventLoop::soon(&this.home, &read, &[], Some(&this.context))?;
+        }
+        Self::debug_log(this, "resumes reading")
+    }
+
+    fn get_paused(this: &Ref<Self>) -> Result<bool> {
+        Ok(this.paused.get())
+    }
+}
+
+impl<T: Transport> Reading for T {}
