@@ -4,7 +4,7 @@
 
 use std::ffi::CStr;
 
-use crate::event_loop::{EventLoop, Handle, Watch};
+use crate::event_loop::{EventLoop, Handle, Poll, Watch};
 use crate::percore::{Cores, Worker};
 use crate::py::{FreeList, ModuleState, Obj, Result, ToObj, Type, Visit};
 use crate::transport::{Listener, StreamTransport};
@@ -74,6 +74,7 @@ pub struct State {
     pub handle: Type<Handle>,
     pub timer: Type<Handle>,
     pub watch: Type<Watch>,
+    pub poll: Type<Poll>,
     pub stream_transport: Type<StreamTransport>,
     pub listener: Type<Listener>,
     pub cores: Type<Cores>,
@@ -117,6 +118,7 @@ impl ModuleState for State {
             handle,
             timer,
             watch: Type::create(module, None)?,
+            poll: Type::create(module, None)?,
             stream_transport: Type::create(module, Some(&transports.get(c"_FlowControlMixin")?))?,
             listener: Type::create(module, None)?,
             cores: Type::create(module, None)?,
@@ -147,6 +149,7 @@ impl ModuleState for State {
         visit.class(&self.handle);
         visit.class(&self.timer);
         visit.class(&self.watch);
+        visit.class(&self.poll);
         visit.class(&self.stream_transport);
         visit.class(&self.listener);
         visit.class(&self.cores);

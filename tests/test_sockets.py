@@ -1,6 +1,8 @@
 """The sock_ methods of the loop, and the inherited UDP, pipe, Unix and subprocess support."""
 
+import array
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import kloop
 from support import (
     LOCALHOST,
     connected_sockets,
@@ -243,6 +246,149 @@ async def test_datagrams_with_sock_methods(loop: Loop) -> None:
         await settle()
         assert await loop.sock_sendto(theirs, b"datagram", ours.getsockname()) == 8
         assert await task == (b"datagram", theirs.getsockname())
+
+
+async def test_sock_recvfrom_into(loop: Loop) -> None:
+    ours, theirs = socket.socketpair(type=socket.SOCK_DGRAM)
+    with ours, theirs:
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+        buffer = bytearray(8)
+        task = loop.create_task(loop.sock_recvfrom_into(ours, buffer))
+        await settle()
+        theirs.send(b"some")
+        assert await task == (4, None)
+        theirs.send(b"cut off")
+        assert await loop.sock_recvfrom_into(ours, buffer, 3) == (3, None)
+        assert buffer == b"cute\0\0\0\0"
+
+
+async def test_sock_sendto_waits_for_room(loop: Loop) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "receiver")
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs,
+        ):
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            theirs.bind(path)
+            for count in range(10_000):  # noqa: B007
+                try:
+                    ours.sendto(b"filler", path)
+                except BlockingIOError:
+                    break
+            task = loop.create_task(loop.sock_sendto(ours, b"last", path))
+            await settle()
+            assert not task.done()
+            for _ in range(count):
+                assert await loop.sock_recv(theirs, 100) == b"filler"
+            assert await task == 4
+            assert await loop.sock_recv(theirs, 100) == b"last"
+
+
+async def test_the_bytes_of_a_sock_recv_that_is_cancelled_when_they_are_there(
+    loop: Loop, loop_name: str, pair: Pair
+) -> None:
+    if loop_name == "asyncio":
+        pytest.skip("the stock loop reads them ahead and loses them")
+    ours, theirs = pair
+    cancelled = 0
+    for reader_first in (True, False):
+        task = loop.create_task(loop.sock_recv(ours, 100))
+        if not reader_first:
+            await settle()
+        loop.add_reader(ours, task.cancel)
+        await settle()
+        theirs.send(b"data")
+        try:
+            got = await task
+        except asyncio.CancelledError:
+            cancelled += 1
+            got = await loop.sock_recv(ours, 100)
+        loop.remove_reader(ours)
+        assert got == b"data"
+    assert cancelled > 0
+
+
+async def test_one_coroutine_each_gets_what_comes(loop: Loop, loop_name: str) -> None:
+    if loop_name == "asyncio":
+        pytest.skip("the stock loop forgets the first of two coroutines that read one socket")
+    ours, theirs = socket.socketpair(type=socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        tasks = [loop.create_task(loop.sock_recv(ours, 100)) for _ in range(3)]
+        await settle()
+        for text in (b"one", b"two", b"three"):
+            theirs.send(text)
+        assert sorted(await asyncio.gather(*tasks)) == [b"one", b"three", b"two"]
+
+
+async def test_waiting_for_a_socket_that_a_transport_owns(loop: Loop, pair: Pair) -> None:
+    ours, _ = pair
+    transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, ours)
+    for waiting in (loop.sock_recv(ours, 1), loop.sock_recvfrom(ours, 1), loop.sock_accept(ours)):
+        with pytest.raises((RuntimeError, OSError)):
+            await waiting
+    transport.abort()
+    await settle()
+
+
+async def test_sock_connect_to_a_unix_listener_with_a_full_backlog(
+    loop: Loop, loop_name: str
+) -> None:
+    if loop_name == "asyncio":
+        pytest.skip("the stock loop takes such a socket for connected")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(os.path.join(folder, "listener"))
+        listening.listen(0)
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+        for client in clients:
+            client.setblocking(False)
+        connecting = (loop.sock_connect(client, listening.getsockname()) for client in clients)
+        results = await asyncio.gather(*connecting, return_exceptions=True)
+        assert isinstance(results[-1], BlockingIOError)
+
+
+async def test_sock_sendall_of_wide_items(loop: Loop, loop_name: str, small_pair: Pair) -> None:
+    if loop_name == "asyncio":
+        pytest.skip("the stock loop counts items where the socket counts bytes")
+    ours, theirs = small_pair
+    data = array.array("I", range(300_000))
+    task = loop.create_task(loop.sock_sendall(ours, memoryview(data)))
+    got = bytearray()
+    while len(got) < len(data) * data.itemsize:
+        got += await loop.sock_recv(theirs, 100_000)
+    await task
+    assert got == data.tobytes()
+
+
+async def test_sock_methods_of_a_closed_socket(loop: Loop) -> None:
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.close()
+    for waiting in (
+        loop.sock_recv(sock, 1),
+        loop.sock_sendall(sock, b"x"),
+        loop.sock_accept(sock),
+        loop.sock_connect(sock, (LOCALHOST, 1)),
+    ):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await waiting
+
+
+async def test_waits_that_end_leave_no_operation(loop: Loop, loop_name: str, pair: Pair) -> None:
+    ours, theirs = pair
+    tasks = [loop.create_task(loop.sock_recv(ours, 10)) for _ in range(10)]
+    await settle()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    if isinstance(loop, kloop.Loop):
+        assert loop.stats()["ops_in_flight"] == 0
+    ours.close()
+    assert await loop.sock_recv(theirs, 10) == b""
 
 
 class Datagrams(asyncio.DatagramProtocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+import socket
 import ssl
 
 import pytest
@@ -14,6 +15,7 @@ from support import (
     Recorder,
     address_of,
     client_context,
+    connected_sockets,
     linked,
     pattern,
     server_context,
@@ -270,3 +272,39 @@ async def test_sock_sendfile(loop: Loop, content: Content) -> None:
             sending = loop.create_task(loop.sock_sendfile(link.peer, file))
             assert await link.protocol.received(len(data)) == data
             assert await sending == len(data)
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0, None), (1000, None), (0, 5000), (77, 5000)])
+async def test_sock_sendfile_leaves_the_file_where_it_stopped(
+    loop: Loop, content: Content, offset: int, count: int | None
+) -> None:
+    path, data = content
+    expected = data[offset : None if count is None else offset + count]
+    async with linked(Recorder) as link:
+        with path.open("rb") as file:
+            sending = loop.create_task(loop.sock_sendfile(link.peer, file, offset, count))
+            assert await link.protocol.received(len(expected)) == expected
+            assert await sending == len(expected)
+            assert file.tell() == offset + len(expected)
+
+
+async def test_a_cancelled_sock_sendfile_stops(
+    loop: Loop, loop_name: str, content: Content
+) -> None:
+    path, data = content
+    ours, theirs = connected_sockets(small=True)
+    with ours, theirs, path.open("rb") as file:
+        sending = loop.create_task(loop.sock_sendfile(ours, file))
+        await settle()
+        assert not sending.done()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        ours.shutdown(socket.SHUT_WR)
+        got = bytearray()
+        while chunk := await loop.sock_recv(theirs, 100_000):
+            got += chunk
+        assert 0 < len(got) < len(data)
+        assert got == data[: len(got)]
+        if loop_name == "kloop":
+            assert file.tell() == len(got)  # the stock loop forgets it

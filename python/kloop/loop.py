@@ -7,9 +7,10 @@ Names of asyncio's that are overridden or relied upon here and in the native bas
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
 _check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
 _make_self_pipe, _make_socket_transport, _make_ssl_transport, _remove_reader, _remove_writer,
-_run_once, _sendfile_native, _signal_handlers, _ssock, _start_serving, _stop_serving, _stopping,
-_task_factory, _thread_id, _write_to_self; BaseSelectorEventLoop._accept_connection2;
-Handle._repr_info; base_events._format_handle; format_helpers._format_callback_source.
+_run_once, _sendfile_native, _signal_handlers, _sock_sendfile_native, _ssock, _start_serving,
+_stop_serving, _stopping, _task_factory, _thread_id, _write_to_self;
+BaseSelectorEventLoop._accept_connection2; Handle._repr_info; base_events._format_handle;
+base_events._check_ssl_socket; format_helpers._format_callback_source.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from ssl import SSLContext
 from typing import Any, cast
 
 from kloop import _kloop
+from kloop.sockets import SocketCalls
 
 __all__ = ["Loop", "new_event_loop", "run"]
 
@@ -47,7 +49,7 @@ class _WatchTable:
         pass
 
 
-class Loop(_kloop.Loop, asyncio.SelectorEventLoop):
+class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
     """An asyncio event loop that waits, accepts, reads and writes through one io_uring ring.
 
     The semantics are those of asyncio.SelectorEventLoop, whose documentation applies.

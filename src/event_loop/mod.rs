@@ -9,6 +9,7 @@
 
 mod handle;
 mod mailbox;
+mod poll;
 mod schedule;
 mod tasks;
 mod timers;
@@ -22,6 +23,7 @@ use std::os::fd::RawFd;
 
 pub use handle::Handle;
 pub use mailbox::Mailbox;
+pub use poll::Poll;
 pub use watch::Watch;
 
 use crate::driver::{Config, Driver, OpId, Outcome, Waker};
@@ -343,6 +345,7 @@ impl Native for EventLoop {
         Method::one(c"_remove_reader", EventLoop::remove_reader),
         Method::any(c"_add_writer", EventLoop::add_writer),
         Method::one(c"_remove_writer", EventLoop::remove_writer),
+        Method::any(c"_poll", EventLoop::poll),
         Method::one(c"_watched", EventLoop::watched),
         Method::one(c"_ensure_fd_no_transport", EventLoop::ensure_fd_no_transport),
         Method::noargs(c"_close_ring", EventLoop::close_ring),
