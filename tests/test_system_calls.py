@@ -1,0 +1,97 @@
+"""The system calls that a request costs, counted by strace."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from support import LOCALHOST
+
+CONNECTIONS = 100
+SIZE = 1024
+
+SERVER = """
+import asyncio, kloop
+
+class Echo(asyncio.Protocol):
+    open = 0
+
+    def connection_made(self, transport):
+        Echo.open += 1
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(data)
+
+    def connection_lost(self, exc):
+        Echo.open -= 1
+        if not Echo.open:
+            done.set()
+
+async def main():
+    global done
+    done = asyncio.Event()
+    server = await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await done.wait()
+
+kloop.run(main())
+"""
+
+
+async def exchange(port: int, requests: int) -> None:
+    """Make that many requests on each of the connections."""
+    message = b"x" * SIZE
+
+    streams = [await asyncio.open_connection(LOCALHOST, port) for _ in range(CONNECTIONS)]
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(requests):
+            writer.write(message)
+            assert await reader.readexactly(SIZE) == message
+
+    await asyncio.gather(*(one(*stream) for stream in streams))
+    for _, writer in streams:
+        writer.close()
+        await writer.wait_closed()
+
+
+def calls(strace: str, folder: Path, requests: int) -> Counter[str]:
+    """The system calls of a server's life, with so many requests on each connection."""
+    report = folder / "strace.txt"
+    command = [strace, "-f", "-qq", "-c", "-o", str(report), sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            asyncio.run(exchange(int(server.stdout.readline()), requests))
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
+    counts: Counter[str] = Counter()
+    for line in report.read_text().splitlines():
+        fields = line.split()
+        if len(fields) >= 5 and fields[3].isdigit() and fields[-1] != "total":
+            counts[fields[-1]] = int(fields[3])
+    return counts
+
+
+def test_an_echo_costs_one_read_one_write_and_a_share_of_the_wait(tmp_path: Path) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        if os.environ.get("CI"):
+            pytest.fail("strace is not installed")
+        pytest.skip("strace is not installed")
+    few, many = calls(strace, tmp_path, 10), calls(strace, tmp_path, 40)
+    requests = 30 * CONNECTIONS
+    many.subtract(few)
+    more = {name: count for name, count in many.items() if count > requests / 100}
+    assert requests <= more.pop("sendto") <= requests * 1.01, many
+    assert requests <= more.pop("recvfrom") <= requests * 1.01, many
+    # One wait per turn, and a turn serves at least one request.
+    assert more.pop("io_uring_enter", 0) + more.pop("epoll_pwait2", 0) <= requests, many
+    assert more == {}
