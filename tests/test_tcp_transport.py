@@ -102,9 +102,24 @@ async def test_a_transport_can_be_referred_to_weakly_and_hashed(loop: Loop) -> N
         assert link.transport in weakref.WeakSet([link.transport])
 
 
+@BOTH_SIDES
+async def test_a_transport_takes_attributes(loop: Loop, accepted: bool) -> None:
+    async with linked(Recorder, accepted=accepted) as link:
+        link.transport.note = "a note"
+        assert link.transport.note == "a note"
+        written: list[bytes] = []
+        link.transport.write = written.append
+        link.transport.write(b"not sent")
+        del link.transport.write
+        link.transport.write(b"sent")
+        assert await link.receive(4) == b"sent"
+        assert written == [b"not sent"]
+
+
 async def test_a_closed_transport_is_released(loop: Loop) -> None:
     async with linked(Recorder) as link:
         transport_gone = weakref.ref(link.transport)
+        link.transport.itself = link.transport
         protocol_gone = weakref.ref(link.protocol)
         link.transport.close()
         await link.protocol.lost

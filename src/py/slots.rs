@@ -11,6 +11,16 @@ use super::members::finish;
 use super::object::{Gil, Obj};
 use super::panic::guard_silent;
 
+// Public API since CPython 3.13 that pyo3-ffi does not declare.
+unsafe extern "C" {
+    fn PyObject_VisitManagedDict(
+        obj: *mut ffi::PyObject,
+        visit: ffi::visitproc,
+        arg: *mut c_void,
+    ) -> c_int;
+    fn PyObject_ClearManagedDict(obj: *mut ffi::PyObject);
+}
+
 pub(super) unsafe extern "C" fn construct<T: Native>(
     class: *mut ffi::PyTypeObject,
     args: *mut ffi::PyObject,
@@ -70,28 +80,36 @@ pub(super) unsafe extern "C" fn finalize<T: Native>(this: *mut ffi::PyObject) {
 
 pub(super) unsafe extern "C" fn traverse<T: Native>(
     this: *mut ffi::PyObject,
-    visit: ffi::visitproc,
+    collector: ffi::visitproc,
     arg: *mut c_void,
 ) -> c_int {
-    let mut visit = Visit::new(visit, arg);
+    let mut visit = Visit::new(collector, arg);
     // SAFETY: the collector passes live instances. A subclass's own traverse visits its type.
     unsafe {
         visit.ptr(ffi::Py_TYPE(this).cast());
         guard_silent(|| value::<T>(this).traverse(&mut visit));
+        if T::ANY_ATTRIBUTES && visit.result() == 0 {
+            return PyObject_VisitManagedDict(this, collector, arg);
+        }
     }
     visit.result()
 }
 
 pub(super) unsafe extern "C" fn clear<T: Native>(this: *mut ffi::PyObject) -> c_int {
     // SAFETY: the collector passes live instances and keeps them alive during the call.
-    unsafe { guard_silent(|| value::<T>(this).clear()) };
+    unsafe {
+        guard_silent(|| value::<T>(this).clear());
+        if T::ANY_ATTRIBUTES {
+            PyObject_ClearManagedDict(this);
+        }
+    }
     0
 }
 
 pub(super) unsafe extern "C" fn dealloc<T: Native>(this: *mut ffi::PyObject) {
     // SAFETY: called once, when the last reference is gone, on an attached thread. The order is
-    // CPython's own: finaliser (which may revive the object), untrack, weak references, value,
-    // memory, type.
+    // CPython's own: finaliser (which may revive the object), untrack, weak references,
+    // attributes, value, memory, type.
     unsafe {
         if T::FINALIZE.is_some() && ffi::PyObject_CallFinalizerFromDealloc(this) < 0 {
             return;
@@ -99,6 +117,9 @@ pub(super) unsafe extern "C" fn dealloc<T: Native>(this: *mut ffi::PyObject) {
         ffi::PyObject_GC_UnTrack(this.cast());
         if T::WEAK_REFERENCES {
             ffi::PyObject_ClearWeakRefs(this);
+        }
+        if T::ANY_ATTRIBUTES {
+            PyObject_ClearManagedDict(this);
         }
         let class = ffi::Py_TYPE(this);
         let data = this.byte_add(offset::<T>()).cast::<T>();

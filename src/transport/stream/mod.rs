@@ -216,6 +216,7 @@ impl Native for StreamTransport {
     const NAME: &'static CStr = c"kloop._kloop.StreamTransport";
     const DOC: &'static CStr = c"A connected stream socket. As asyncio.Transport.";
     const WEAK_REFERENCES: bool = true;
+    const ANY_ATTRIBUTES: bool = true;
     const CONSTRUCT: Option<Construct<Self>> = Some(StreamTransport::construct);
     const REPR: Option<Describe<Self>> = Some(StreamTransport::describe);
     const FINALIZE: Option<fn(&Ref<Self>)> = Some(StreamTransport::finalize);
