@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import contextvars
+import gc
 import os
 import socket
 import tempfile
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -274,6 +276,33 @@ async def test_a_descriptor_number_that_is_used_again_starts_anew(loop: Loop) ->
         await event.wait()
         loop.remove_reader(watched)
     assert ran == []
+
+
+@pytest.mark.parametrize("direction", ["reader", "writer"])
+async def test_a_watch_can_be_removed_after_its_file_was_closed(
+    loop: Loop, pair: Pair, direction: str
+) -> None:
+    ours, _ = pair
+    add, remove = getattr(loop, f"add_{direction}"), getattr(loop, f"remove_{direction}")
+    add(ours, nothing)
+    ours.close()
+    assert remove(ours) is True
+    with pytest.raises(ValueError, match="-1"):
+        remove(ours)
+    await settle()
+
+
+async def test_a_watched_file_is_kept_open(loop: Loop) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reference = weakref.ref(ours)
+        loop.add_reader(ours, nothing)
+        del ours
+        gc.collect()
+        kept = reference()
+        assert kept is not None
+        loop.remove_reader(kept)
+        kept.close()
 
 
 async def test_many_descriptors_at_once(loop: Loop) -> None:

@@ -192,7 +192,10 @@ impl EventLoop {
 
     /// Raises `RuntimeError` if a transport owns the file descriptor.
     pub fn ensure_fd_no_transport(this: &Ref<EventLoop>, file: &Obj) -> Result<()> {
-        let fd = Self::file_descriptor(this, file)?;
+        let fd = match Self::file_descriptor(this, file) {
+            Err(_) if Self::watched_before(this, file).is_some() => return Ok(()),
+            fd => fd?,
+        };
         if this.transports.borrow().contains(&fd) {
             return Err(Exc::runtime_error(
                 this.gil(),

@@ -33,6 +33,9 @@ impl Direction {
 pub struct Watch {
     home: Ref<EventLoop>,
     fd: RawFd,
+    /// What was given for the descriptor: as with a selector, a watched socket stays open, and can
+    /// be named after it was closed.
+    file: Obj,
     direction: Direction,
     /// None once removed.
     handle: RefCell<Option<Ref<Handle>>>,
@@ -88,6 +91,7 @@ impl EventLoop {
         let watch = this.state.watch.alloc(Watch {
             home: this.clone(),
             fd,
+            file: file.clone(),
             direction,
             handle: RefCell::new(Some(handle.clone())),
             op: Cell::new(None),
@@ -103,9 +107,16 @@ impl EventLoop {
         if this.is_closed() {
             return Ok(false);
         }
-        let fd = Self::file_descriptor(this, file)?;
+        let fd = Self::file_descriptor(this, file)
+            .or_else(|error| Self::watched_before(this, file).ok_or(error))?;
         let removed = this.watches.borrow_mut().remove(&(fd, direction));
         Self::retire_watch(this, removed)
+    }
+
+    /// The descriptor that a file had when it was given to be watched, if it still is.
+    pub(super) fn watched_before(this: &Ref<EventLoop>, file: &Obj) -> Option<RawFd> {
+        let watches = this.watches.borrow();
+        watches.values().find(|watch| watch.file.is(file)).map(|watch| watch.fd)
     }
 
     /// Ends a watch that is in the table no more. Returns whether there was one.
@@ -177,6 +188,7 @@ impl Native for Watch {
 
     fn traverse(&self, visit: &mut Visit) {
         visit.native(&self.home);
+        visit.obj(&self.file);
         if let Ok(handle) = self.handle.try_borrow()
             && let Some(handle) = handle.as_ref()
         {
