@@ -88,6 +88,11 @@ impl EventLoop {
         self.ready.borrow_mut().push_back(handle);
     }
 
+    /// Has a handle run in this turn, among what I/O has brought.
+    pub(super) fn push_due(&self, handle: Ref<Handle>) {
+        self.due.borrow_mut().push_back(handle);
+    }
+
     /// Schedules a native call of a Python callable, as `call_soon` does without its debug checks.
     pub fn soon(
         this: &Ref<EventLoop>,

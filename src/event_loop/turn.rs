@@ -1,5 +1,7 @@
-//! One turn of the loop: wait, take completions, expire timers, run what is ready.
+//! One turn of the loop: wait, run what was ready, then what the wait has brought.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::schedule::now;
@@ -24,13 +26,23 @@ impl EventLoop {
         }
     }
 
+    /// As in asyncio, what was ready runs before what comes in meanwhile: a coroutine that has got
+    /// its connection goes on before the connection's first data does.
     fn turn(this: &Ref<EventLoop>) -> Result<()> {
         Self::rearm_watches(this)?;
+        let idle = this.ready.borrow().is_empty();
         Self::wait(this)?;
+        let timers = this.expire_timers();
+        Self::run_all(this, &this.ready)?;
         Self::take_completions(this)?;
         Self::read_mail(this)?;
-        this.expire_timers();
-        Self::run_ready(this)
+        this.put_last(timers);
+        Self::run_all(this, &this.due)?;
+        // The next turn would begin with it, after a look at the ring that a waiting loop can spare.
+        if idle && !this.stopping.get() {
+            return Self::run_all(this, &this.ready);
+        }
+        Ok(())
     }
 
     /// Submits what is queued, and waits if there is nothing to run. With work at hand this makes
@@ -51,7 +63,7 @@ impl EventLoop {
 
     /// Zero when there is work, None to wait for ever.
     fn time_to_wait(&self) -> Option<Duration> {
-        if self.stopping.get() || !self.ready.borrow().is_empty() {
+        if self.stopping.get() || !self.ready.borrow().is_empty() || !self.due.borrow().is_empty() {
             return Some(Duration::ZERO);
         }
         let due = self.timers.borrow().earliest()?;
@@ -89,23 +101,31 @@ impl EventLoop {
         this.obj().call_method(method, [owner, &seconds]).map(drop)
     }
 
-    fn expire_timers(&self) {
+    /// Returns how many callbacks are due by now.
+    fn expire_timers(&self) -> usize {
         let mut timers = self.timers.borrow_mut();
-        if timers.len() == 0 {
-            return;
+        let mut due = self.due.borrow_mut();
+        if timers.len() > 0 {
+            let end = now() + CLOCK_RESOLUTION;
+            while let Some(timer) = timers.pop_before(end) {
+                due.push_back(timer);
+            }
         }
-        let end = now() + CLOCK_RESOLUTION;
-        let mut ready = self.ready.borrow_mut();
-        while let Some(timer) = timers.pop_before(end) {
-            ready.push_back(timer);
-        }
+        due.len()
     }
 
-    /// Runs the callbacks that are ready now; what they add waits for the next turn.
-    fn run_ready(this: &Ref<EventLoop>) -> Result<()> {
-        let batch = this.ready.borrow().len();
+    /// Puts what I/O has made due before the timers, which were there first.
+    fn put_last(&self, timers: usize) {
+        let mut due = self.due.borrow_mut();
+        let timers = timers.min(due.len());
+        due.rotate_left(timers);
+    }
+
+    /// Runs the callbacks that are in the queue now, not those that they add.
+    fn run_all(this: &Ref<EventLoop>, queue: &RefCell<VecDeque<Ref<Handle>>>) -> Result<()> {
+        let batch = queue.borrow().len();
         for _ in 0..batch {
-            let Some(handle) = this.ready.borrow_mut().pop_front() else { break };
+            let Some(handle) = queue.borrow_mut().pop_front() else { break };
             if handle.is_cancelled() {
                 continue;
             }

@@ -171,7 +171,7 @@ impl Watch {
             // The file was closed under the watch: like a selector, fall silent.
             Some(Outcome::Poll(Err(_))) => Ok(()),
             Some(_) => {
-                this.home.push_ready(handle);
+                this.home.push_due(handle);
                 this.home.rearm.borrow_mut().push(this.clone());
                 Ok(())
             }
