@@ -122,11 +122,14 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
 class UvicornServer:
     """A uvicorn server in the running loop, and the task that runs it."""
 
-    def __init__(self, application: Any, sock: socket.socket, options: dict[str, Any]) -> None:
+    def __init__(
+        self, application: Any, sock: socket.socket, signals: bool, options: dict[str, Any]
+    ) -> None:
         self.address: tuple[str, int] = sock.getsockname()
         self.scheme = "https" if "ssl_certfile" in options else "http"
         self.server = uvicorn.Server(uvicorn.Config(application, log_config=None, **options))
-        self.task = asyncio.create_task(self.server.serve([sock]))
+        serve = self.server.serve if signals else self.server._serve
+        self.task = asyncio.create_task(serve([sock]))
 
     def url(self, path: str = "", scheme: str | None = None) -> str:
         host, port = self.address[:2]
@@ -134,10 +137,15 @@ class UvicornServer:
 
 
 @contextlib.asynccontextmanager
-async def uvicorn_server(application: Any, **options: Any) -> AsyncIterator[UvicornServer]:
-    """Serve until the end of the body, which shuts down gracefully."""
+async def uvicorn_server(
+    application: Any, *, signals: bool = True, **options: Any
+) -> AsyncIterator[UvicornServer]:
+    """Serve until the end of the body, which shuts down gracefully.
+
+    Without signals uvicorn's own handlers are left out, as on a worker of serve_per_core.
+    """
     with listener() as sock:
-        served = UvicornServer(application, sock, options)
+        served = UvicornServer(application, sock, signals, options)
         try:
             yield served
         finally:

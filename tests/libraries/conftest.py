@@ -42,11 +42,11 @@ def redis_server() -> Iterator[servers.Redis]:
         yield where
 
 
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Serve]:
     """Starts serve_per_core with a handler of this folder; SIGTERM must end it without a fault."""
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("PYTHONPATH", str(HERE))
 
         def start(handler: str, arguments: str = "", **options: str) -> Server:
             server = Server(["-c", program(handler, arguments, **options)])

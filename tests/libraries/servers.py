@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import certificate
 from support import LOCALHOST, unused_port
@@ -44,6 +45,11 @@ class PostgreSQL:
     user: str = "kloop"
     password: str = "sesame"
     database: str = "postgres"
+
+    def credentials(self) -> dict[str, Any]:
+        """The arguments of a client that connects over TCP."""
+        names = ("host", "port", "user", "password", "database")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,10 @@ from support import client_context, pattern
 TIMEOUT = 20.0
 
 
-def credentials(server: PostgreSQL) -> dict[str, Any]:
-    return {
-        "host": server.host,
-        "port": server.port,
-        "user": server.user,
-        "password": server.password,
-        "database": server.database,
-    }
-
-
 @contextlib.asynccontextmanager
 async def connected(server: PostgreSQL, **options: Any) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(
-        **({"timeout": TIMEOUT, "ssl": False} | credentials(server) | options)
+        **({"timeout": TIMEOUT, "ssl": False} | server.credentials() | options)
     )
     try:
         yield connection
@@ -42,7 +32,7 @@ async def connected(server: PostgreSQL, **options: Any) -> AsyncIterator[asyncpg
 @contextlib.asynccontextmanager
 async def pooled(server: PostgreSQL, **options: Any) -> AsyncIterator[asyncpg.Pool]:
     async with asyncpg.create_pool(
-        **({"timeout": TIMEOUT, "ssl": False} | credentials(server) | options)
+        **({"timeout": TIMEOUT, "ssl": False} | server.credentials() | options)
     ) as pool:
         yield pool
 

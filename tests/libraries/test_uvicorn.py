@@ -166,8 +166,10 @@ async def test_unix_socket(loop: asyncio.AbstractEventLoop, parser: str, tmp_pat
 # WebSocket
 
 
-@websocket_implementations
-@parsers
+@pytest.mark.parametrize(
+    ("parser", "implementation"),
+    [("h11", "wsproto"), ("h11", "websockets-sansio"), ("httptools", "websockets-sansio")],
+)
 async def test_websocket_messages(
     loop: asyncio.AbstractEventLoop, parser: str, implementation: str
 ) -> None:
