@@ -10,9 +10,7 @@ use super::op::OpId;
 pub(super) enum Operation {
     Poll { fd: RawFd, events: u32, multishot: bool },
     Accept { fd: RawFd },
-    Recv { fd: RawFd, data: *mut u8, len: u32 },
     Send { fd: RawFd, data: *const u8, len: u32 },
-    Connect { fd: RawFd, address: *const libc::sockaddr, len: libc::socklen_t },
 }
 
 /// What became of an operation: `result` is a value of the operation's kind, or -errno.

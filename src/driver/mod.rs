@@ -129,13 +129,6 @@ impl<T> Driver<T> {
         self.start(Kind::Accept, owner, Operation::Accept { fd })
     }
 
-    /// Receives into `buf[..len]`, once: recv(2). Comes back as [`Outcome::Recv`].
-    pub fn recv(&mut self, fd: RawFd, mut buf: Vec<u8>, owner: T) -> io::Result<OpId> {
-        let operation =
-            Operation::Recv { fd, data: buf.as_mut_ptr(), len: transfer_len(buf.len()) };
-        self.start(Kind::Recv(buf), owner, operation)
-    }
-
     /// Sends `buf[start..]`, all of it unless it fails, is cancelled, or exceeds 2 GiB: send(2)
     /// with `MSG_WAITALL | MSG_NOSIGNAL`. Comes back as [`Outcome::Send`].
     ///
@@ -150,15 +143,6 @@ impl<T> Driver<T> {
         };
         let operation = Operation::Send { fd, data: rest.as_ptr(), len: transfer_len(rest.len()) };
         self.start(Kind::Send(buf), owner, operation)
-    }
-
-    /// Connects `fd` and reports when that is done: connect(2). The outcome is
-    /// [`Outcome::Connect`].
-    pub fn connect(&mut self, fd: RawFd, address: &SocketAddress, owner: T) -> io::Result<OpId> {
-        // Boxed because the slab moves its entries when it grows.
-        let address = Box::new(*address);
-        let operation = Operation::Connect { fd, address: address.as_ptr(), len: address.len() };
-        self.start(Kind::Connect(address), owner, operation)
     }
 
     #[inline]

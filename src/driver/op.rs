@@ -4,8 +4,6 @@ use std::fmt;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use super::socket::SocketAddress;
-
 /// Names an operation of one driver. Stale ids are harmless: a slot of the slab counts its uses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OpId {
@@ -59,13 +57,9 @@ pub enum Outcome {
     Poll(io::Result<u32>),
     /// A connection. Dropping it closes it.
     Accept(io::Result<OwnedFd>),
-    /// The number of bytes received, 0 at the end of the stream, and the buffer.
-    Recv(io::Result<usize>, Vec<u8>),
     /// The number of bytes sent, counted from `start`, and the buffer. A send that failed or was
     /// cancelled half-way reports what it sent.
     Send(io::Result<usize>, Vec<u8>),
-    /// The socket is connected.
-    Connect(io::Result<()>),
 }
 
 /// An operation in flight.
@@ -78,10 +72,7 @@ pub(super) struct Op<T> {
 pub(super) enum Kind {
     Poll,
     Accept,
-    Recv(Vec<u8>),
     Send(Vec<u8>),
-    /// Only held: the kernel reads it.
-    Connect(#[allow(dead_code)] Box<SocketAddress>),
 }
 
 impl Kind {
@@ -91,7 +82,7 @@ impl Kind {
         match self {
             Kind::Poll => Some(Outcome::Poll(check(result))),
             Kind::Accept => Some(Outcome::Accept(accepted(result))),
-            Kind::Recv(_) | Kind::Send(_) | Kind::Connect(_) => None,
+            Kind::Send(_) => None,
         }
     }
 
@@ -101,9 +92,7 @@ impl Kind {
         match self {
             Kind::Poll => Outcome::Poll(check(result)),
             Kind::Accept => Outcome::Accept(accepted(result)),
-            Kind::Recv(buf) => Outcome::Recv(check(result).map(|n| n as usize), buf),
             Kind::Send(buf) => Outcome::Send(check(result).map(|n| n as usize), buf),
-            Kind::Connect(_) => Outcome::Connect(check(result).map(drop)),
         }
     }
 }

@@ -87,21 +87,6 @@ fn a_stale_id_does_not_hit_its_slots_next_tenant() {
 }
 
 #[test]
-fn a_recv_gives_its_buffer_back_and_takes_no_data() {
-    let mut driver = driver();
-    let (near, mut far) = pair();
-    let op = driver.recv(near.as_raw_fd(), vec![0; 32], 1).unwrap();
-    no_event(&mut driver);
-    driver.cancel(&[op]).unwrap();
-    let Outcome::Recv(result, buf) = event(&mut driver).outcome else { panic!() };
-    assert_errno(result, libc::ECANCELED);
-    assert_eq!(buf, [0; 32]);
-    far.write_all(b"later").unwrap();
-    driver.recv(near.as_raw_fd(), buf, 1).unwrap();
-    assert!(matches!(event(&mut driver).outcome, Outcome::Recv(Ok(5), _)));
-}
-
-#[test]
 fn a_send_reports_what_it_had_sent() {
     let mut driver = driver();
     let (near, mut far) = pair();
@@ -128,32 +113,9 @@ fn a_send_that_had_sent_nothing() {
     assert_errno(result, libc::ECANCELED);
 }
 
-#[test]
-fn a_connect_in_progress() {
-    let mut driver = driver();
-    // A full backlog leaves further connections unanswered.
-    let listener = socket(true);
-    let address = bound(&listener, 0);
-    // SAFETY: no pointers.
-    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
-    let sockets: Vec<OwnedFd> = (0..4).map(|_| socket(true)).collect();
-    let ops: Vec<OpId> =
-        sockets.iter().map(|fd| driver.connect(fd.as_raw_fd(), &address, 1).unwrap()).collect();
-    driver.submit().unwrap();
-    driver.cancel(&ops).unwrap();
-    let results = finish(&mut driver);
-    assert_eq!(results.len(), 4);
-    let cancelled = results.iter().filter(|event| match &event.outcome {
-        Outcome::Connect(Err(error)) => error.raw_os_error() == Some(libc::ECANCELED),
-        _ => false,
-    });
-    assert!(cancelled.count() >= 1, "{results:?}");
-}
-
-fn socket(nonblocking: bool) -> OwnedFd {
-    let flag = if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+fn stream_socket() -> OwnedFd {
     // SAFETY: no pointers; the result is checked before it is used as a descriptor.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | flag, 0) };
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0) };
     assert!(fd >= 0);
     // SAFETY: a new descriptor without another owner.
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -175,7 +137,7 @@ fn an_accept_lets_go_of_its_listener() {
     let mut driver = driver();
     let mut port = 0;
     for _ in 0..20 {
-        let fd = socket(true);
+        let fd = stream_socket();
         port = bound(&fd, port).inet().unwrap().port();
         // SAFETY: no pointers.
         assert_eq!(unsafe { libc::listen(fd.as_raw_fd(), 8) }, 0);
@@ -287,15 +249,14 @@ fn an_operation_queued_before_a_close_is_not_moved_to_the_next_file() {
     let (near, far) = pair();
     let (other, mut other_far) = pair();
     let number = near.as_raw_fd();
-    let op = driver.recv(number, vec![0; 16], 1).unwrap();
+    let op = driver.poll(number, IN, false, 1).unwrap();
     driver.cancel(&[op]).unwrap();
     let other_number = other.into_raw_fd();
     // SAFETY: no pointers. dup3 closes `number`, which `near` gives up here.
     unsafe { libc::dup3(other_number, near.into_raw_fd(), libc::O_CLOEXEC) };
     socket::close(other_number).unwrap();
     other_far.write_all(b"mine").unwrap();
-    let Outcome::Recv(result, _) = event(&mut driver).outcome else { panic!() };
-    assert_errno(result, libc::ECANCELED);
+    assert_eq!(poll_errno(&event(&mut driver)), Some(libc::ECANCELED));
     let mut buf = [0; 16];
     driver.poll(number, IN, false, 1).unwrap();
     event(&mut driver);

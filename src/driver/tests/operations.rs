@@ -2,8 +2,8 @@
 
 use std::io::Write;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use super::*;
@@ -136,37 +136,6 @@ fn accept_on_a_socket_that_does_not_listen_fails() {
 }
 
 #[test]
-fn recv_gives_data_then_the_end() {
-    let mut driver = driver();
-    let (near, mut far) = pair();
-    let buf = vec![0; 64];
-    let address = buf.as_ptr();
-    driver.recv(near.as_raw_fd(), buf, 1).unwrap();
-    no_event(&mut driver);
-    far.write_all(b"hello").unwrap();
-    let Outcome::Recv(Ok(5), buf) = event(&mut driver).outcome else { panic!() };
-    assert_eq!(&buf[..5], b"hello");
-    assert_eq!((buf.as_ptr(), buf.len()), (address, 64));
-    far.shutdown(Shutdown::Write).unwrap();
-    driver.recv(near.as_raw_fd(), buf, 1).unwrap();
-    assert!(matches!(event(&mut driver).outcome, Outcome::Recv(Ok(0), _)));
-}
-
-#[test]
-fn recv_reports_a_reset() {
-    let mut driver = driver();
-    let (near, far) = pair();
-    socket::send(near.as_raw_fd(), b"unread").unwrap();
-    driver.recv(near.as_raw_fd(), vec![0; 64], 1).unwrap();
-    no_event(&mut driver);
-    // Closing with unread data resets.
-    drop(far);
-    let Outcome::Recv(result, buf) = event(&mut driver).outcome else { panic!() };
-    assert_errno(result, libc::ECONNRESET);
-    assert_eq!(buf.len(), 64);
-}
-
-#[test]
 fn send_starts_where_told() {
     let mut driver = driver();
     let (near, mut far) = pair();
@@ -204,63 +173,4 @@ fn send_to_a_closed_peer_fails_without_a_signal() {
     driver.send(near.as_raw_fd(), vec![1], 0, 1).unwrap();
     let Outcome::Send(result, _) = event(&mut driver).outcome else { panic!() };
     assert_errno(result, libc::EPIPE);
-}
-
-fn stream_socket(family: i32) -> OwnedFd {
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: no pointers; the result is checked before it is used as a descriptor.
-    let fd = unsafe { libc::socket(family, kind, 0) };
-    assert!(fd >= 0);
-    // SAFETY: a new descriptor without another owner.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-fn connect(fd: &OwnedFd, address: &SocketAddress) -> io::Result<()> {
-    let mut driver = driver();
-    driver.connect(fd.as_raw_fd(), address, 1).unwrap();
-    match event(&mut driver).outcome {
-        Outcome::Connect(result) => result,
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn connect_reports_success_and_refusal() {
-    let listener = listener();
-    let address = SocketAddress::from_inet(listener.local_addr().unwrap());
-    let fd = stream_socket(libc::AF_INET);
-    connect(&fd, &address).unwrap();
-    let peer = SocketAddress::peer(fd.as_raw_fd()).unwrap();
-    assert_eq!(peer.inet(), Some(listener.local_addr().unwrap()));
-    drop(listener);
-    let refused = connect(&stream_socket(libc::AF_INET), &address);
-    assert_errno(refused, libc::ECONNREFUSED);
-}
-
-#[test]
-fn connect_to_unix_sockets() {
-    let path = env::temp_dir().join(format!("kloop-connect-{}", std::process::id()));
-    let _listener = UnixListener::bind(&path).unwrap();
-    let address = SocketAddress::from_unix_path(path.as_os_str().as_encoded_bytes()).unwrap();
-    let fd = stream_socket(libc::AF_UNIX);
-    let result = connect(&fd, &address);
-    fs::remove_file(&path).unwrap();
-    result.unwrap();
-    let peer = SocketAddress::peer(fd.as_raw_fd()).unwrap();
-    assert_eq!(peer.unix_path(), Some(path.as_os_str().as_encoded_bytes()));
-}
-
-/// The kernel reads the address when the operation is submitted, by when the slab has moved.
-#[test]
-fn addresses_stay_put_while_the_slab_grows() {
-    let mut driver = driver();
-    let listener = listener();
-    let address = SocketAddress::from_inet(listener.local_addr().unwrap());
-    let sockets: Vec<OwnedFd> = (0..100).map(|_| stream_socket(libc::AF_INET)).collect();
-    for fd in &sockets {
-        driver.connect(fd.as_raw_fd(), &address, 1).unwrap();
-    }
-    for event in finish(&mut driver) {
-        assert!(matches!(event.outcome, Outcome::Connect(Ok(()))), "{event:?}");
-    }
 }

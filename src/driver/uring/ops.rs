@@ -21,14 +21,10 @@ pub(super) fn entry(user_data: u64, operation: Operation) -> Entry {
         Operation::Accept { fd } => {
             opcode::AcceptMulti::new(Fd(fd)).flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build()
         }
-        Operation::Recv { fd, data, len } => opcode::Recv::new(Fd(fd), data, len).build(),
         // WAITALL: the kernel goes on after a short write instead of reporting it.
         Operation::Send { fd, data, len } => opcode::Send::new(Fd(fd), data, len)
             .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
             .build(),
-        Operation::Connect { fd, address, len } => {
-            opcode::Connect::new(Fd(fd), address, len).build()
-        }
     };
     entry.user_data(user_data)
 }

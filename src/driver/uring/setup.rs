@@ -5,12 +5,10 @@ use io_uring::{IoUring, Probe, opcode};
 use crate::driver::{Config, SetupError};
 
 /// What ops.rs builds.
-const NEEDED: [(&str, u8); 6] = [
+const NEEDED: [(&str, u8); 4] = [
     ("POLL_ADD", opcode::PollAdd::CODE),
     ("ACCEPT", opcode::AcceptMulti::CODE),
-    ("RECV", opcode::Recv::CODE),
     ("SEND", opcode::Send::CODE),
-    ("CONNECT", opcode::Connect::CODE),
     ("ASYNC_CANCEL", opcode::AsyncCancel::CODE),
 ];
 
