@@ -128,6 +128,24 @@ async def test_a_writer_runs_while_there_is_room(loop: Loop, pair: Pair) -> None
     assert loop.remove_writer(ours)
 
 
+async def test_a_writer_does_not_run_for_the_end_of_the_other_direction(
+    loop: Loop, pair: Pair
+) -> None:
+    ours, theirs = pair
+    runs: list[int] = []
+    left = fill_socket(ours)
+    loop.add_writer(ours, runs.append, 1)
+    await settle()
+    theirs.shutdown(socket.SHUT_WR)
+    await settle()
+    assert runs == []
+    while left:
+        left -= len(theirs.recv(left))
+    await settle()
+    assert runs != []
+    loop.remove_writer(ours)
+
+
 async def test_both_directions_of_one_descriptor(loop: Loop, pair: Pair) -> None:
     ours, theirs = pair
     written: asyncio.Future[str] = loop.create_future()

@@ -85,6 +85,50 @@ fn poll_for_writing_reports_room() {
     drop(reader.join().unwrap());
 }
 
+/// io_uring reports `POLLRDHUP` to polls that did not ask for it.
+#[test]
+fn a_poll_for_writing_waits_past_the_end_of_the_other_direction() {
+    let mut driver = driver();
+    for ended_before in [true, false] {
+        let (near, mut far) = pair();
+        let sent = fill(&near);
+        if ended_before {
+            far.shutdown(Shutdown::Write).unwrap();
+        }
+        let op = driver.poll(near.as_raw_fd(), OUT, false, 0).unwrap();
+        no_event(&mut driver);
+        if !ended_before {
+            far.shutdown(Shutdown::Write).unwrap();
+        }
+        no_event(&mut driver);
+        let reader = thread::spawn(move || far.read_exact(&mut vec![0; sent]).map(|()| far));
+        let event = event(&mut driver);
+        assert_eq!((event.op, event.more), (op, false));
+        assert!(matches!(event.outcome, Outcome::Poll(Ok(OUT))), "{event:?}");
+        let far = reader.join().unwrap().unwrap();
+        assert_eq!(driver.in_flight(), 0);
+        no_event(&mut driver);
+        // Nothing holds the file any more.
+        drop(near);
+        far.set_read_timeout(Some(LIMIT)).unwrap();
+        assert!(at_end(&far));
+    }
+}
+
+#[test]
+fn a_poll_for_writing_that_waits_past_an_end_can_be_cancelled() {
+    let mut driver = driver();
+    let (near, far) = pair();
+    fill(&near);
+    far.shutdown(Shutdown::Write).unwrap();
+    let op = driver.poll(near.as_raw_fd(), OUT, false, 0).unwrap();
+    no_event(&mut driver);
+    driver.cancel(&[op]).unwrap();
+    let Outcome::Poll(result) = event(&mut driver).outcome else { panic!() };
+    assert_errno(result, libc::ECANCELED);
+    no_event(&mut driver);
+}
+
 #[test]
 fn poll_reports_hang_up_and_bad_descriptors() {
     let mut driver = driver();

@@ -1,6 +1,7 @@
 //! The io_uring backend: one ring, used by the thread that made it.
 
 mod enter;
+mod narrow;
 mod ops;
 mod setup;
 
@@ -15,6 +16,7 @@ use super::backend::{Backend, Completion, Operation};
 use super::op::OpId;
 use super::{Config, SetupError};
 use enter::{Enter, transient_ok};
+use narrow::{Narrow, Verdict};
 
 /// The kernel runs at least this much task work per call, in the order in which it fell due.
 const TASK_WORK_BATCH: usize = 20;
@@ -28,6 +30,7 @@ pub(super) struct Uring {
     eventfd: RawFd,
     /// The poll on the eventfd is missing: arm it before waiting.
     watch_due: bool,
+    narrow: Narrow,
 }
 
 impl Uring {
@@ -40,6 +43,7 @@ impl Uring {
             thread: current_thread(),
             eventfd,
             watch_due: true,
+            narrow: Narrow::default(),
         };
         // A first call, since a sandbox may deny this one only.
         let pending = uring.pending();
@@ -73,6 +77,29 @@ impl Uring {
         }
     }
 
+    /// What to report of a poll on which there was a verdict.
+    #[cold]
+    fn follow(&mut self, user_data: u64, result: i32, verdict: &Verdict) -> Option<Completion> {
+        match *verdict {
+            Verdict::Pass => {}
+            Verdict::Ignore => return None,
+            Verdict::GoOn(fd, events) => {
+                let poll = Operation::Poll { fd, events, multishot: true };
+                match self.push(&ops::entry(user_data, poll)) {
+                    Ok(()) => return None,
+                    // One report too many does less harm than none.
+                    Err(_) => self.narrow.forget(user_data),
+                }
+            }
+            Verdict::Stop => {
+                // Its own last completion has no owner any more. Should this fail, it reports to
+                // nobody until the ring is closed.
+                let _ = self.push(&ops::cancel(user_data)).and_then(|()| self.settle(1));
+            }
+        }
+        Some(Completion { user_data, result, more: false })
+    }
+
     #[cold]
     fn push_to_full(&mut self, entry: &Entry) -> io::Result<()> {
         for _ in 0..PATIENCE {
@@ -98,6 +125,9 @@ impl Backend for Uring {
 
     #[inline]
     unsafe fn start(&mut self, id: OpId, operation: Operation) -> io::Result<()> {
+        if let Operation::Poll { fd, events, multishot: false } = operation {
+            self.narrow.note(id.user_data(), fd, events);
+        }
         self.push(&ops::entry(id.user_data(), operation))
     }
 
@@ -152,13 +182,18 @@ impl Backend for Uring {
     fn next(&mut self) -> Option<Completion> {
         loop {
             let entry = self.ring.completion().next()?;
-            let more = cqueue::more(entry.flags());
+            let (result, more) = (entry.result(), cqueue::more(entry.flags()));
             match entry.user_data() {
                 ops::WAKE => self.watch_due |= !more,
                 ops::IGNORE => {}
-                user_data => {
-                    return Some(Completion { user_data, result: entry.result(), more });
-                }
+                user_data => match self.narrow.judge(user_data, result, more) {
+                    Verdict::Pass => return Some(Completion { user_data, result, more }),
+                    verdict => {
+                        if let Some(completion) = self.follow(user_data, result, &verdict) {
+                            return Some(completion);
+                        }
+                    }
+                },
             }
         }
     }
