@@ -86,7 +86,9 @@ pytest() {
     step "stubs match the extension" env MYPYPATH=python \
         "$venv/bin/stubtest" --mypy-config-file pyproject.toml \
         --allowlist scripts/stubtest.allow kloop._kloop
-    step "pytest" "$venv/bin/python" -m pytest
+    # The stock loop, and kloop on either driver.
+    step "pytest, asyncio and io_uring" env KLOOP_DRIVER=uring "$venv/bin/python" -m pytest
+    step "pytest, epoll" env KLOOP_DRIVER=epoll KLOOP_TESTS_LOOPS=kloop "$venv/bin/python" -m pytest
 }
 
 for group; do

@@ -15,8 +15,10 @@ base_events._check_ssl_socket; format_helpers._format_callback_source.
 
 import asyncio
 import errno
+import os
 import selectors
 import socket
+import warnings
 import weakref
 from asyncio import base_events, constants, format_helpers, sslproto, trsock
 from asyncio.log import logger
@@ -54,7 +56,11 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
 
     The semantics are those of asyncio.SelectorEventLoop, whose documentation applies.
 
-    Raises OSError, with the cause and the remedy in its text, where the kernel refuses a ring.
+    Where io_uring cannot be used, as in most containers, epoll takes its place; the first such
+    loop of a process gives a RuntimeWarning with the cause and the remedy. The environment variable
+    KLOOP_DRIVER decides when a loop is made: "auto", the default, does as just said, "epoll" takes
+    epoll without trying or warning, and "uring" raises OSError where io_uring cannot be used. The
+    attribute `driver` says which it is, "uring" or "epoll". Raises ValueError for other values.
     """
 
     def __init__(self) -> None:
@@ -259,6 +265,16 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
 
     def _warn(self, message: str) -> None:
         logger.warning(message)
+
+
+def _warn_of_fallback(cause: str) -> None:
+    """Called by native code where io_uring cannot be used, once per process."""
+    warnings.warn(
+        f"kloop runs on epoll, since io_uring cannot be used here: {cause}. "
+        "Set KLOOP_DRIVER=epoll to choose epoll without this warning.",
+        RuntimeWarning,
+        skip_file_prefixes=(os.path.dirname(__file__), os.path.dirname(asyncio.__file__)),
+    )
 
 
 def _run_unless_cancelled(handle: Any) -> None:

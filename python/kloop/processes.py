@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 from kloop import _kloop, _worker
@@ -31,13 +32,16 @@ ACCEPT_RETRY_DELAY = 0.1
 MESSAGE_SIZE = 64 * 1024
 """The most bytes that one message takes; longer texts are cut."""
 
+NO_WARNING = ("-W", "ignore:kloop runs on epoll:RuntimeWarning")
+"""Flags of an interpreter that need not say again what the main process has said."""
+
 Failure = tuple[int, str, str, str, str]
 
 
 class Child:
     """One worker process as the main process sees it."""
 
-    def __init__(self, index: int, cpu: int, job: str) -> None:
+    def __init__(self, index: int, cpu: int, job: str, flags: Sequence[str]) -> None:
         self.index = index
         self.cpu = cpu
         self.open = 0
@@ -48,6 +52,7 @@ class Child:
                 [
                     sys.executable,
                     *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+                    *flags,
                     "-c",
                     "import kloop.processes; kloop.processes.child_main()",
                     str(theirs.fileno()),
@@ -81,6 +86,8 @@ class ProcessCores:
         on_stop: Callable[[], object],
         on_error: Callable[[OSError], object],
     ) -> None:
+        with closing(Loop()) as loop:  # cannot be had, or warns, in the processes as here
+            self._flags = NO_WARNING if loop.driver == "epoll" else ()
         self.stuck = False
         self._cpus = list(cpus)
         self._listeners = [socket.socket(fileno=os.dup(fd)) for fd in listeners]
@@ -129,7 +136,7 @@ class ProcessCores:
         self._signals.setblocking(False)
         self._selector.register(self._signals, selectors.EVENT_READ, self._drain_signals)
         for index, cpu in enumerate(self._cpus):
-            child = Child(index, cpu, self._job)
+            child = Child(index, cpu, self._job, self._flags)
             self._children.append(child)
             self._running += 1
             self._selector.register(

@@ -1,4 +1,4 @@
-//! Notices fork(2): a child shares the memory of its parent's rings and must not touch them.
+//! Notices fork(2): a child shares its parent's rings and epoll instances and must not touch them.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,18 +10,24 @@ extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A number that differs between a process and the children it forks.
-pub(super) fn generation() -> u32 {
-    WATCH.call_once(|| {
-        // SAFETY: the handler only adds to an atomic, which is allowed in a forked child. Where
-        // there is no memory to register it, forks go unnoticed.
-        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-    });
-    current()
-}
+/// The process that has made something, as told from the children it forks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process(u32);
 
-/// As [`generation`], for processes that have asked for it before.
-#[inline]
-pub(super) fn current() -> u32 {
-    FORKS.load(Ordering::Relaxed)
+impl Process {
+    /// The calling process.
+    pub fn current() -> Self {
+        WATCH.call_once(|| {
+            // SAFETY: the handler only adds to an atomic, which is allowed in a forked child. Where
+            // there is no memory to register it, forks go unnoticed.
+            unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        });
+        Process(FORKS.load(Ordering::Relaxed))
+    }
+
+    /// Whether this is the calling process, and not its parent.
+    #[inline]
+    pub fn is_current(self) -> bool {
+        self.0 == FORKS.load(Ordering::Relaxed)
+    }
 }

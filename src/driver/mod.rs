@@ -1,6 +1,6 @@
-//! The only code that touches io_uring (and, later, epoll). Knows nothing of Python.
+//! The only code that touches io_uring and epoll. Knows nothing of Python.
 //!
-//! A [`Driver`] belongs to one thread. It starts operations on file descriptors, keeps the memory
+//! A [`Driver`] starts operations on file descriptors, keeps the memory
 //! they need until the kernel is done with it, and hands out their completions as [`Event`]s. Each
 //! operation carries an *owner*, a value of the caller's choice that comes back with every event.
 //!
@@ -8,9 +8,12 @@
 //! [`Driver::submit`] if there is more to do, else [`Driver::prepare_wait`] and [`Wait::block`].
 //! Other threads end a wait with a [`Waker`].
 //!
-//! Semantics: io_uring(7), io_uring_enter(2), and the man page named at each operation.
+//! Semantics: io_uring(7), io_uring_enter(2), epoll(7), and the man page named at each operation.
+//! Where the two differ, the methods say so.
 
 mod backend;
+mod choice;
+mod epoll;
 mod fork;
 mod op;
 mod setup_error;
@@ -34,6 +37,8 @@ use op::{Kind, Op};
 use slab::Slab;
 use waker::{Parker, Permit};
 
+pub use choice::Choice;
+pub use fork::Process;
 pub use op::{Event, OpId, Outcome};
 pub use setup_error::SetupError;
 pub use socket::SocketAddress;
@@ -42,12 +47,14 @@ pub use waker::Waker;
 /// How long [`Driver::close`] waits for the kernel to give buffers back.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
-/// Sizes of the ring. The kernel rounds up to powers of two and clamps to its maximum.
+/// Sizes of the queues. For a ring the kernel rounds up to powers of two and clamps to its maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Submission queue entries: operations that one system call can start.
+    /// Submission queue entries: operations that one system call can start. With epoll, descriptors
+    /// that one wait can report.
     pub entries: u32,
     /// Completion queue entries. Completions beyond this wait in kernel memory: slower, never lost.
+    /// Not used with epoll.
     pub cq_entries: u32,
 }
 
@@ -57,7 +64,7 @@ impl Default for Config {
     }
 }
 
-/// Operations in flight and the ring that runs them.
+/// Operations in flight, and the ring or epoll instance that runs them.
 ///
 /// `T` is the owner of an operation. The methods that return `io::Result<OpId>` only queue the
 /// operation; a bad descriptor and the like are reported by its event. They fail, without having
@@ -68,9 +75,11 @@ pub struct Driver<T> {
     ops: Slab<Op<T>>,
     parker: Parker,
     name: &'static str,
-    /// Tells the process that made the driver from its forked children.
-    process: u32,
-    /// The ring accepts calls from the thread that made it only.
+    /// Why it is not io_uring, which was preferred.
+    fallback: Option<SetupError>,
+    /// Its forked children must not use the driver.
+    process: Process,
+    /// A ring accepts calls from the thread that made it only.
     not_send: PhantomData<*mut ()>,
 }
 
@@ -78,11 +87,25 @@ impl<T> Driver<T> {
     /// Makes a driver for the calling thread.
     ///
     /// # Errors
-    /// Whatever keeps io_uring from working here, with its remedy: see [`SetupError`].
-    pub fn new(config: &Config) -> Result<Self, SetupError> {
+    /// Whatever keeps the kernel interface from working here, with its remedy: see [`SetupError`].
+    /// [`Choice::Auto`] fails only where epoll would fail too, as it does without descriptors.
+    pub fn new(config: &Config, choice: Choice) -> Result<Self, SetupError> {
         let parker = Parker::new().map_err(|error| SetupError::failed("eventfd", &error))?;
-        let backend = uring::Uring::new(config, parker.fd())?;
-        Ok(Self::with_backend(Box::new(backend), parker))
+        let eventfd = parker.fd();
+        if choice == Choice::Epoll {
+            let epoll = epoll::Epoll::new(config, eventfd)?;
+            return Ok(Self::with_backend(Box::new(epoll), parker));
+        }
+        match uring::Uring::new(config, eventfd) {
+            Ok(uring) => Ok(Self::with_backend(Box::new(uring), parker)),
+            Err(error) if choice == Choice::Uring || error.is_out_of_descriptors() => Err(error),
+            Err(error) => {
+                let epoll = epoll::Epoll::new(config, eventfd)?;
+                let mut driver = Self::with_backend(Box::new(epoll), parker);
+                driver.fallback = Some(error);
+                Ok(driver)
+            }
+        }
     }
 
     fn with_backend(backend: Box<dyn Backend>, parker: Parker) -> Self {
@@ -91,14 +114,20 @@ impl<T> Driver<T> {
             backend,
             ops: Slab::new(first_generation()),
             parker,
-            process: fork::generation(),
+            fallback: None,
+            process: Process::current(),
             not_send: PhantomData,
         }
     }
 
-    /// `"uring"`.
+    /// `"uring"` or `"epoll"`.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// What kept [`Choice::Auto`] from io_uring.
+    pub fn fallback(&self) -> Option<&SetupError> {
+        self.fallback.as_ref()
     }
 
     /// A handle with which any thread can end this driver's wait.
@@ -112,7 +141,11 @@ impl<T> Driver<T> {
     /// A multishot poll reports what is ready at the start and each new arrival: it is edge
     /// triggered, so read until `EAGAIN`. On a stream socket a short count will do if `POLLRDHUP`
     /// was asked for and not reported; without it an end that came with the data goes unnoticed.
-    /// One-shot, it ends with the first report.
+    /// It may tell twice: with epoll it does so when other operations on `fd` start. One-shot, it
+    /// ends with the first report.
+    ///
+    /// A descriptor that is closed meanwhile goes on being polled by the ring; with epoll the
+    /// operation may fall silent. Either way it stays in flight until it is cancelled.
     #[inline]
     pub fn poll(&mut self, fd: RawFd, events: u32, multishot: bool, owner: T) -> io::Result<OpId> {
         let operation = Operation::Poll { fd, events, multishot };
@@ -123,8 +156,10 @@ impl<T> Driver<T> {
     /// non-blocking and close-on-exec: accept4(2). The outcomes are [`Outcome::Accept`].
     ///
     /// An error (`EMFILE`, `ECONNABORTED`, ...) ends the operation; the caller starts it again. The
-    /// kernel reserves the descriptor before it looks for a connection, and reads `RLIMIT_NOFILE`
-    /// when the operation starts: at the limit it fails at once, connection or not.
+    /// kernel reserves the descriptor before it looks for a connection: at the limit the operation
+    /// fails at once, connection or not. The ring reads `RLIMIT_NOFILE` when the operation starts.
+    ///
+    /// With epoll the listening socket is made non-blocking.
     pub fn accept(&mut self, fd: RawFd, owner: T) -> io::Result<OpId> {
         self.start(Kind::Accept, owner, Operation::Accept { fd })
     }
@@ -132,7 +167,7 @@ impl<T> Driver<T> {
     /// Sends `buf[start..]`, all of it unless it fails, is cancelled, or exceeds 2 GiB: send(2)
     /// with `MSG_WAITALL | MSG_NOSIGNAL`. Comes back as [`Outcome::Send`].
     ///
-    /// After 128 waits for room the kernel moves it to a thread of its own (seen at 28 MB on a Unix
+    /// After 128 waits for room io_uring moves it to a thread of its own (seen at 28 MB on a Unix
     /// socket, 560 MB on TCP), so very large data is better sent in pieces.
     ///
     /// # Errors
@@ -168,7 +203,7 @@ impl<T> Driver<T> {
     /// at once. Events queued before may still deliver data or connections.
     ///
     /// # Errors
-    /// Those of io_uring_enter(2).
+    /// Those of io_uring_enter(2). With epoll none.
     pub fn cancel(&mut self, ops: &[OpId]) -> io::Result<()> {
         self.check_process()?;
         let mut any = false;
@@ -185,11 +220,11 @@ impl<T> Driver<T> {
     }
 
     /// Starts what is queued and lets the kernel post what is due. Never waits, and makes no system
-    /// call when there is neither.
+    /// call when there is neither; with epoll, which cannot tell, when nothing is in flight.
     ///
     /// # Errors
-    /// Those of io_uring_enter(2), except the transient ones (`EINTR`, `EAGAIN`, `EBUSY`): what
-    /// they held up is tried again at the next call.
+    /// Those of io_uring_enter(2) or epoll_wait(2), except the transient ones (`EINTR`, `EAGAIN`,
+    /// `EBUSY`): what they held up is tried again at the next call.
     #[inline]
     pub fn submit(&mut self) -> io::Result<()> {
         self.check_process()?;
@@ -252,15 +287,16 @@ impl<T> Driver<T> {
         Some((&op.owner, op.kind.report(completion.result)?))
     }
 
-    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it.
+    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it, and
+    /// an epoll instance to the process.
     pub fn is_usable(&self) -> bool {
         self.backend.is_usable()
     }
 
-    /// `EBADF` in a forked child, which shares the ring's memory with its parent.
+    /// `EBADF` in a forked child, which shares its parent's ring or epoll instance.
     #[inline]
     fn check_process(&self) -> io::Result<()> {
-        if self.process != fork::current() {
+        if !self.process.is_current() {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         Ok(())
@@ -276,11 +312,12 @@ impl<T> Driver<T> {
         self.ops.iter().map(|op| &op.owner)
     }
 
-    /// Cancels everything, waits up to a second for the kernel to be done, closes the ring, frees
-    /// the buffers, and returns the operations with their owners. Connections accepted meanwhile are closed.
+    /// Cancels everything, waits up to a second for the kernel to be done, closes the ring or epoll
+    /// instance, frees the buffers, and returns the operations with their owners. Connections
+    /// accepted meanwhile are closed.
     ///
-    /// Where draining is impossible (another thread, a forked child, the kernel too slow), buffers
-    /// are leaked rather than freed under the kernel. A second call does nothing.
+    /// Where draining is impossible (a ring's foreign thread, a forked child, the kernel too slow),
+    /// buffers are leaked rather than freed under the kernel. A second call does nothing.
     pub fn close(&mut self) -> Vec<(OpId, T)> {
         let mut backend = mem::replace(&mut self.backend, Box::new(Closed));
         let mut owners = Vec::with_capacity(self.ops.len());
@@ -340,17 +377,19 @@ pub struct Wait<'a> {
 }
 
 // SAFETY: for callers that pass it through a closure which must be Send because it runs without the
-// GIL, on the same thread. On another thread the kernel refuses the call (EEXIST) and the parker is
-// atomic; the exclusive borrow keeps the driver's own thread away meanwhile.
+// GIL, on the same thread. On another thread a ring refuses the call (EEXIST), epoll does not mind,
+// and the parker is atomic; the exclusive borrow keeps the driver's own thread away meanwhile.
 unsafe impl Send for Wait<'_> {}
 
 impl Wait<'_> {
     /// Starts what is queued and waits for a completion, a [`Waker::wake`], a signal or the
-    /// timeout, in one system call: io_uring_enter(2). Does not block if completions are there.
+    /// timeout: io_uring_enter(2), which does all of it in one system call, or epoll_pwait2(2). Does
+    /// not block if completions are there. Timeouts are exact to what the kernel's timers are; where
+    /// epoll_pwait2(2) is missing they are rounded up to milliseconds.
     ///
     /// # Errors
-    /// Those of io_uring_enter(2), except `ETIME`, `EINTR`, `EAGAIN` and `EBUSY`, which end the
-    /// wait like any event. `EBADF` after [`Driver::close`].
+    /// Those of io_uring_enter(2) or epoll_wait(2), except `ETIME`, `EINTR`, `EAGAIN` and `EBUSY`,
+    /// which end the wait like any event. `EBADF` after [`Driver::close`].
     pub fn block(mut self) -> io::Result<()> {
         self.blocked = true;
         mem::replace(&mut self.allowed, Ok(()))?;

@@ -1,40 +1,10 @@
 //! The kinds of operations, the memory each one owns, and what they report.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Names an operation of one driver. Stale ids are harmless: a slot of the slab counts its uses.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct OpId {
-    pub(super) index: u32,
-    pub(super) generation: u32,
-}
-
-impl OpId {
-    /// The number by which the kernel knows the operation.
-    #[inline]
-    pub fn user_data(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.index)
-    }
-
-    #[inline]
-    pub(super) fn from_user_data(user_data: u64) -> Self {
-        OpId { index: user_data as u32, generation: (user_data >> 32) as u32 }
-    }
-}
-
-impl From<OpId> for u64 {
-    fn from(id: OpId) -> u64 {
-        id.user_data()
-    }
-}
-
-impl fmt::Debug for OpId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OpId({}@{})", self.index, self.generation)
-    }
-}
+pub use super::slab::Key as OpId;
 
 /// A completion of an operation.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Why io_uring cannot be used here, in words that say what to do about it.
+//! Why a driver cannot be set up here, in words that say what to do about it.
 
 use std::error::Error;
 use std::fmt;
@@ -50,6 +50,10 @@ impl SetupError {
         }
     }
 
+    pub(super) fn is_out_of_descriptors(&self) -> bool {
+        matches!(self.errno(), libc::EMFILE | libc::ENFILE)
+    }
+
     /// The operations that the kernel lacks, if that is the cause.
     pub fn missing_ops(&self) -> &[&'static str] {
         match &self.cause {
@@ -74,7 +78,10 @@ impl fmt::Display for SetupError {
                 "{}: {}: {}",
                 self.operation,
                 io::Error::from_raw_os_error(*errno),
-                advice(*errno, *disabled)
+                match self.operation.starts_with("io_uring") {
+                    true => advice(*errno, *disabled),
+                    false => general_advice(*errno),
+                }
             ),
         }
     }
@@ -111,10 +118,17 @@ fn advice(errno: i32, disabled: Option<u8>) -> &'static str {
         (libc::EINVAL, _) => {
             "the kernel is older than 6.1, which this driver needs: use a newer kernel"
         }
-        (libc::EMFILE | libc::ENFILE, _) => {
+        _ => general_advice(errno),
+    }
+}
+
+fn general_advice(errno: i32) -> &'static str {
+    match errno {
+        libc::EMFILE | libc::ENFILE => {
             "too many open files: raise the limit (ulimit -n, LimitNOFILE=)"
         }
-        _ => "io_uring is not usable here",
+        libc::ENOMEM => "the kernel or the control group is out of memory",
+        _ => "the kernel does not let this process wait for events",
     }
 }
 
@@ -145,6 +159,15 @@ mod tests {
             for word in words {
                 assert!(text.contains(word), "{word:?} is not in {text:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_not_about_io_uring_does_not_mention_it() {
+        for errno in [libc::ENOMEM, libc::EMFILE, libc::EPERM] {
+            let text = SetupError::failed("epoll_create1", &io::Error::from_raw_os_error(errno))
+                .to_string();
+            assert!(text.starts_with("epoll_create1: ") && !text.contains("ring"), "{text}");
         }
     }
 

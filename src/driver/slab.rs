@@ -1,8 +1,33 @@
 //! A slab whose keys are never reused: each slot counts its tenants.
 
+use std::fmt;
 use std::io;
 
-use super::op::OpId;
+/// Names a value of one slab, and nothing once that is removed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub(super) index: u32,
+    pub(super) generation: u32,
+}
+
+impl Key {
+    /// The number by which the kernel knows the value.
+    #[inline]
+    pub fn user_data(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    #[inline]
+    pub(super) fn from_user_data(user_data: u64) -> Self {
+        Key { index: user_data as u32, generation: (user_data >> 32) as u32 }
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.index, self.generation)
+    }
+}
 
 /// Ends the list of free slots. Also keeps the highest indices free for the backends' own use.
 const NONE: u32 = 1 << 31;
@@ -37,21 +62,21 @@ impl<V> Slab<V> {
 
     /// Fails with `ENOMEM` at 2^31 values.
     #[inline]
-    pub fn insert(&mut self, value: V) -> io::Result<OpId> {
+    pub fn insert(&mut self, value: V) -> io::Result<Key> {
         if let Some(slot) = self.slots.get_mut(self.first_free as usize)
             && let Content::Free { next } = slot.content
         {
-            let id = OpId { index: self.first_free, generation: slot.generation };
+            let key = Key { index: self.first_free, generation: slot.generation };
             slot.content = Content::Used(value);
             self.first_free = next;
             self.len += 1;
-            return Ok(id);
+            return Ok(key);
         }
         self.append(value)
     }
 
     #[cold]
-    fn append(&mut self, value: V) -> io::Result<OpId> {
+    fn append(&mut self, value: V) -> io::Result<Key> {
         if self.slots.len() >= NONE as usize {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         }
@@ -59,14 +84,14 @@ impl<V> Slab<V> {
         let generation = self.first_generation;
         self.slots.push(Slot { generation, content: Content::Used(value) });
         self.len += 1;
-        Ok(OpId { index, generation })
+        Ok(Key { index, generation })
     }
 
     #[inline]
-    pub fn get(&self, id: OpId) -> Option<&V> {
-        match self.slots.get(id.index as usize) {
+    pub fn get(&self, key: Key) -> Option<&V> {
+        match self.slots.get(key.index as usize) {
             Some(Slot { generation, content: Content::Used(value) })
-                if *generation == id.generation =>
+                if *generation == key.generation =>
             {
                 Some(value)
             }
@@ -75,17 +100,29 @@ impl<V> Slab<V> {
     }
 
     #[inline]
-    pub fn contains(&self, id: OpId) -> bool {
-        self.get(id).is_some()
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut V> {
+        match self.slots.get_mut(key.index as usize) {
+            Some(Slot { generation, content: Content::Used(value) })
+                if *generation == key.generation =>
+            {
+                Some(value)
+            }
+            _ => None,
+        }
     }
 
     #[inline]
-    pub fn remove(&mut self, id: OpId) -> Option<V> {
-        self.get(id)?;
-        let slot = self.slots.get_mut(id.index as usize)?;
+    pub fn contains(&self, key: Key) -> bool {
+        self.get(key).is_some()
+    }
+
+    #[inline]
+    pub fn remove(&mut self, key: Key) -> Option<V> {
+        self.get(key)?;
+        let slot = self.slots.get_mut(key.index as usize)?;
         slot.generation = slot.generation.wrapping_add(1);
         let free = Content::Free { next: self.first_free };
-        self.first_free = id.index;
+        self.first_free = key.index;
         self.len -= 1;
         match std::mem::replace(&mut slot.content, free) {
             Content::Used(value) => Some(value),
@@ -100,16 +137,16 @@ impl<V> Slab<V> {
         })
     }
 
-    pub fn ids(&self) -> impl Iterator<Item = OpId> {
+    pub fn ids(&self) -> impl Iterator<Item = Key> {
         self.slots.iter().zip(0u32..).filter_map(|(slot, index)| match slot.content {
-            Content::Used(_) => Some(OpId { index, generation: slot.generation }),
+            Content::Used(_) => Some(Key { index, generation: slot.generation }),
             Content::Free { .. } => None,
         })
     }
 
-    pub fn into_entries(self) -> impl Iterator<Item = (OpId, V)> {
+    pub fn into_entries(self) -> impl Iterator<Item = (Key, V)> {
         self.slots.into_iter().zip(0u32..).filter_map(|(slot, index)| match slot.content {
-            Content::Used(value) => Some((OpId { index, generation: slot.generation }, value)),
+            Content::Used(value) => Some((Key { index, generation: slot.generation }, value)),
             Content::Free { .. } => None,
         })
     }
@@ -136,12 +173,12 @@ mod tests {
     #[test]
     fn free_slots_are_reused_before_new_ones_are_made() {
         let mut slab = Slab::new(0);
-        let ids: Vec<OpId> = (0..10).map(|n| slab.insert(n).unwrap()).collect();
+        let ids: Vec<Key> = (0..10).map(|n| slab.insert(n).unwrap()).collect();
         for id in &ids[2..7] {
             slab.remove(*id);
         }
-        let more: Vec<OpId> = (10..15).map(|n| slab.insert(n).unwrap()).collect();
-        assert!(more.iter().all(|id| (2..7).contains(&id.index)));
+        let more: Vec<Key> = (10..15).map(|n| slab.insert(n).unwrap()).collect();
+        assert!(more.iter().all(|key| (2..7).contains(&key.index)));
         assert_eq!(slab.insert(15).unwrap().index, 10);
         assert_eq!(slab.iter().count(), slab.len());
         assert_eq!(slab.ids().count(), 11);
@@ -154,9 +191,9 @@ mod tests {
     fn user_data_of_the_backends_is_in_no_slab() {
         let slab: Slab<()> = Slab::new(0);
         for user_data in [u64::MAX, u64::MAX - 1, 0] {
-            assert!(!slab.contains(OpId::from_user_data(user_data)));
+            assert!(!slab.contains(Key::from_user_data(user_data)));
         }
-        let id = OpId { index: 7, generation: u32::MAX };
-        assert_eq!(OpId::from_user_data(id.user_data()), id);
+        let id = Key { index: 7, generation: u32::MAX };
+        assert_eq!(Key::from_user_data(id.user_data()), id);
     }
 }

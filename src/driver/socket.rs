@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::mem::{MaybeUninit, offset_of, size_of};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
 use std::time::Duration;
 
 /// The most parts that sendmsg(2) takes: `UIO_MAXIOV` of linux/uio.h.
@@ -58,6 +59,23 @@ pub fn send_vectored(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     message.msg_iovlen = parts.len().min(IOV_MAX) as _;
     // SAFETY: `message` refers to as many valid parts as it says, borrowed during the call.
     retry(|| unsafe { libc::sendmsg(fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
+}
+
+/// Takes a connection, non-blocking and close-on-exec: accept4(2). Waits for one unless `fd` is
+/// non-blocking.
+pub(super) fn accept(fd: RawFd) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the peer's address is not asked for.
+    let accept = || unsafe { libc::accept4(fd, ptr::null_mut(), ptr::null_mut(), flags) } as _;
+    // SAFETY: accept4 succeeded, so this is a new descriptor without another owner.
+    retry(accept).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Makes calls on the file that would wait fail instead: ioctl(2) with `FIONBIO`.
+pub(super) fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the pointer is to the integer that the call reads.
+    check(unsafe { libc::ioctl(fd, libc::FIONBIO, &raw const on) } as _).map(drop)
 }
 
 /// Ends the stream that is sent: shutdown(2) with `SHUT_WR`.

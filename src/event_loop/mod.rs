@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+mod choose;
 mod handle;
 mod mailbox;
 mod poll;
@@ -21,12 +22,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 
+pub use choose::{chosen_driver, open_driver};
 pub use handle::Handle;
 pub use mailbox::Mailbox;
 pub use poll::Poll;
 pub use watch::Watch;
 
-use crate::driver::{Config, Driver, OpId, Outcome, Waker};
+use crate::driver::{Choice, Driver, OpId, Outcome, Waker};
 use crate::py::{
     Args, Bound, Construct, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, StateRef,
     ToObj, Type, Visit, state_of_type,
@@ -61,7 +63,8 @@ pub const READ_SIZE: usize = 256 * 1024;
 pub struct EventLoop {
     pub state: StateRef<State>,
     driver: RefCell<Option<Driver<Owner>>>,
-    driver_name: &'static str,
+    driver_name: Cell<&'static str>,
+    choice: Choice,
     /// Gone once the loop is closed, like the driver.
     waker: RefCell<Option<Waker>>,
     ready: RefCell<VecDeque<Ref<Handle>>>,
@@ -85,13 +88,15 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    fn construct(class: &Type<EventLoop>, _: &Args) -> Result<Ref<EventLoop>> {
+    fn construct(class: &Type<EventLoop>, args: &Args) -> Result<Ref<EventLoop>> {
         let state = state_of_type::<State, _>(class)?;
-        let driver = new_driver(class.obj())?;
+        let choice = chosen_driver(args.gil)?;
+        let driver = open_driver(args.gil, choice)?;
         class.alloc(EventLoop {
             state,
             waker: RefCell::new(Some(driver.waker())),
-            driver_name: driver.name(),
+            driver_name: Cell::new(driver.name()),
+            choice,
             driver: RefCell::new(Some(driver)),
             ready: RefCell::default(),
             due: RefCell::default(),
@@ -111,7 +116,7 @@ impl EventLoop {
 
     /// Runs `body` with the driver. It must not run Python.
     ///
-    /// `RuntimeError` once the loop is closed, and where another thread waits in the ring.
+    /// `RuntimeError` once the loop is closed, and where another thread waits in the driver.
     #[inline]
     pub fn with_driver<R>(
         this: &Ref<EventLoop>,
@@ -221,7 +226,8 @@ impl EventLoop {
         if this.driver.try_borrow().map_or(true, |driver| usable(&driver)) {
             return Ok(false);
         }
-        let driver = new_driver(this.obj())?;
+        let driver = open_driver(this.gil(), this.choice)?;
+        this.driver_name.set(driver.name());
         this.waker.replace(Some(driver.waker()));
         let old = this.driver.replace(Some(driver));
         let lost = old.map_or_else(Vec::new, |mut driver| driver.close());
@@ -270,7 +276,7 @@ impl EventLoop {
     }
 
     fn driver_name(this: &Ref<EventLoop>) -> Result<&'static str> {
-        Ok(this.driver_name)
+        Ok(this.driver_name.get())
     }
 
     fn get_debug(this: &Ref<EventLoop>) -> Result<bool> {
@@ -292,7 +298,7 @@ impl EventLoop {
     }
 
     fn get_closed(this: &Ref<EventLoop>) -> Result<bool> {
-        Ok(this.closed.get())
+        Ok(this.is_closed())
     }
 
     fn set_closed(this: &Ref<EventLoop>, value: &Obj) -> Result<()> {
@@ -321,11 +327,6 @@ impl EventLoop {
         this.task_factory.set(value.some().cloned());
         Ok(())
     }
-}
-
-fn new_driver(context: &Obj) -> Result<Driver<Owner>> {
-    Driver::new(&Config::default())
-        .map_err(|error| Exc::os_with_text(context.gil(), error.errno(), &error.to_string()))
 }
 
 impl Native for EventLoop {

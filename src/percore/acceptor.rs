@@ -1,10 +1,10 @@
-//! The main thread's ring: it accepts on every listening socket and notices signals.
+//! The main thread's driver: it accepts on every listening socket and notices signals.
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use crate::driver::{Config, Driver, OpId, Outcome, SetupError, Wait, Waker, socket};
+use crate::driver::{Driver, OpId, Outcome, Wait, Waker, socket};
 
 /// How long to wait before trying again when file descriptors or memory have run out.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -12,8 +12,9 @@ const RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Errors of accept(2) that concern one connection, which is gone already.
 const TRANSIENT: [i32; 4] = [libc::ECONNABORTED, libc::EINTR, libc::EAGAIN, libc::EPROTO];
 
+/// What an operation of the acceptor is on.
 #[derive(Clone, Copy)]
-enum Source {
+pub enum Source {
     Listener(usize),
     Signals,
 }
@@ -37,13 +38,12 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// `signals` is a socket that becomes readable when a signal arrives (signal.set_wakeup_fd).
-    pub fn new(listeners: Vec<RawFd>, signals: RawFd) -> Result<Self, SetupError> {
-        let driver = Driver::new(&Config::default())?;
+    pub fn new(driver: Driver<Source>, listeners: Vec<RawFd>, signals: RawFd) -> Self {
         let accepts = vec![None; listeners.len()];
         let mut acceptor =
             Acceptor { driver, listeners, accepts, accepting: false, retry_at: None, signals };
         acceptor.watch_signals();
-        Ok(acceptor)
+        acceptor
     }
 
     pub fn waker(&self) -> Waker {
@@ -140,6 +140,7 @@ fn is_transient(error: &io::Error) -> bool {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::driver::{Choice, Config};
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
@@ -149,6 +150,12 @@ mod tests {
 
     fn listener() -> TcpListener {
         TcpListener::bind("127.0.0.1:0").unwrap()
+    }
+
+    fn acceptor(choice: Choice, listeners: &[TcpListener], signals: &UnixStream) -> Acceptor {
+        let driver = Driver::new(&Config::default(), choice).unwrap();
+        let listeners = listeners.iter().map(AsRawFd::as_raw_fd).collect();
+        Acceptor::new(driver, listeners, signals.as_raw_fd())
     }
 
     fn wait_for_connection(acceptor: &mut Acceptor) -> OwnedFd {
@@ -166,34 +173,37 @@ mod tests {
 
     #[test]
     fn accepts_on_every_listener_until_stopped() {
-        let listeners = [listener(), listener()];
-        let (signals, _ours) = UnixStream::pair().unwrap();
-        let fds = listeners.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut acceptor = Acceptor::new(fds, signals.as_raw_fd()).unwrap();
-        acceptor.start().unwrap();
-        for listener in &listeners {
-            let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            drop(wait_for_connection(&mut acceptor));
+        for choice in [Choice::Uring, Choice::Epoll] {
+            let listeners = [listener(), listener()];
+            let (signals, _ours) = UnixStream::pair().unwrap();
+            let mut acceptor = acceptor(choice, &listeners, &signals);
+            acceptor.start().unwrap();
+            for listener in &listeners {
+                let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                drop(wait_for_connection(&mut acceptor));
+            }
+            acceptor.stop().unwrap();
+            let address = listeners[0].local_addr().unwrap();
+            drop(listeners);
+            let again = TcpListener::bind(address).unwrap();
+            drop(again);
         }
-        acceptor.stop().unwrap();
-        let address = listeners[0].local_addr().unwrap();
-        drop(listeners);
-        let again = TcpListener::bind(address).unwrap();
-        drop(again);
     }
 
     #[test]
     fn a_signal_ends_the_wait() {
-        let (signals, mut ours) = UnixStream::pair().unwrap();
-        signals.set_nonblocking(true).unwrap();
-        let mut acceptor = Acceptor::new(Vec::new(), signals.as_raw_fd()).unwrap();
-        ours.write_all(&[15]).unwrap();
-        let start = Instant::now();
-        acceptor.prepare_wait(Some(SOON)).block().unwrap();
-        assert!(acceptor.take().unwrap().is_none());
-        assert!(start.elapsed() < SOON);
-        // Drained: the next wait lasts.
-        acceptor.prepare_wait(Some(Duration::from_millis(20))).block().unwrap();
-        assert!(acceptor.take().unwrap().is_none());
+        for choice in [Choice::Uring, Choice::Epoll] {
+            let (signals, mut ours) = UnixStream::pair().unwrap();
+            signals.set_nonblocking(true).unwrap();
+            let mut acceptor = acceptor(choice, &[], &signals);
+            ours.write_all(&[15]).unwrap();
+            let start = Instant::now();
+            acceptor.prepare_wait(Some(SOON)).block().unwrap();
+            assert!(acceptor.take().unwrap().is_none());
+            assert!(start.elapsed() < SOON);
+            // Drained: the next wait lasts.
+            acceptor.prepare_wait(Some(Duration::from_millis(20))).block().unwrap();
+            assert!(acceptor.take().unwrap().is_none());
+        }
     }
 }

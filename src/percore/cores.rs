@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::acceptor::{Acceptor, Found};
 use super::team::{Failure, Message, Report, Team};
 use super::worker;
+use crate::event_loop::{chosen_driver, open_driver};
 use crate::py::{
     Args, Construct, Exc, GetSet, Method, Native, Obj, Ref, Result, Signature, ToObj, Type, Visit,
     check_signals, detach,
@@ -76,8 +77,8 @@ impl Cores {
             return Err(Exc::type_error(gil, "Cores() needs all its arguments"));
         };
         let cpus = numbers(cpus)?.into_iter().map(|cpu| cpu as usize).collect::<Vec<_>>();
-        let acceptor = Acceptor::new(numbers(listeners)?, signals.to_i32()?)
-            .map_err(|error| Exc::os_with_text(gil, error.errno(), &error.to_string()))?;
+        let driver = open_driver(gil, chosen_driver(gil)?)?;
+        let acceptor = Acceptor::new(driver, numbers(listeners)?, signals.to_i32()?);
         class.alloc(Cores {
             team: Arc::new(Team::new(&cpus, acceptor.waker())),
             acceptor: RefCell::new(acceptor),

@@ -156,11 +156,11 @@ impl Team {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::driver::{Config, Driver};
+    use crate::driver::{Choice, Config, Driver};
     use std::net::TcpListener;
 
     fn team(cpus: &[usize]) -> (Driver<()>, Team) {
-        let driver = Driver::<()>::new(&Config::default()).unwrap();
+        let driver = Driver::<()>::new(&Config::default(), Choice::Auto).unwrap();
         let team = Team::new(cpus, driver.waker());
         (driver, team)
     }

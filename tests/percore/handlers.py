@@ -234,6 +234,13 @@ async def loop_stats() -> dict[str, Any]:
 
 
 @function
+async def driver() -> str:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, kloop.Loop)
+    return loop.driver
+
+
+@function
 async def debug() -> bool:
     return asyncio.get_running_loop().get_debug()
 

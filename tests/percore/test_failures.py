@@ -1,6 +1,5 @@
 """serve_per_core: handlers, workers and kernels that fail."""
 
-import errno
 import time
 from contextlib import ExitStack, suppress
 
@@ -180,58 +179,6 @@ def test_too_few_threads_to_start(script: Serve) -> None:
     )
     end = server.end()
     assert end.output == ["[Errno 11] Resource temporarily unavailable", "1"], end
-
-
-# io_uring denied
-
-SECCOMP = """
-import ctypes
-import struct
-
-PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
-LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
-IO_URING_SETUP = 425  # the same number on every architecture
-ALLOW, FAIL_WITH = 0x7FFF0000, 0x00050000
-
-
-def deny_io_uring(errno):
-    instructions = b"".join(
-        struct.pack("HBBI", *instruction)
-        for instruction in (
-            (LOAD, 0, 0, 0),  # the system call's number
-            (JUMP_IF_EQUAL, 0, 1, IO_URING_SETUP),
-            (RETURN, 0, 0, FAIL_WITH | errno),
-            (RETURN, 0, 0, ALLOW),
-        )
-    )
-    code = ctypes.create_string_buffer(instructions)
-    program = struct.pack("HP", len(instructions) // 8, ctypes.addressof(code))
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    pointer = ctypes.create_string_buffer(program)
-    assert prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-    assert prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, pointer, 0, 0) == 0
-"""
-
-USE = {
-    "run": "import asyncio, kloop\nkloop.run(asyncio.sleep(0))\n",
-    "serve_per_core": "import kloop\nkloop.serve_per_core('handlers:Echo', port=0)\n",
-}
-
-CAUSES = {
-    errno.EPERM: ("PermissionError: [Errno 1]", "seccomp"),
-    errno.ENOSYS: ("OSError: [Errno 38]", "built without io_uring"),
-}
-
-
-@pytest.mark.parametrize("number", CAUSES, ids=errno.errorcode.get)
-@pytest.mark.parametrize("use", USE)
-def test_io_uring_is_denied(script: Serve, use: str, number: int) -> None:
-    end = script(SECCOMP + f"\ndeny_io_uring({number})\n" + USE[use]).end()
-    assert end.status == 1
-    kind, cause = CAUSES[number]
-    [line] = [line for line in end.errors.splitlines() if line.startswith(kind)]
-    assert "io_uring_setup" in line
-    assert cause in line
 
 
 def test_clients_that_reset_before_they_are_accepted(serve: Serve) -> None:

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use super::*;
 
@@ -192,56 +191,6 @@ fn polls_let_go_of_their_sockets_behind_much_other_work() {
     assert_eq!(seen, ops.into_iter().collect());
 }
 
-/// A send that had to wait often is handed to a kernel thread, which is cancelled in its own time.
-/// Also returns how much the far end has read.
-fn laborious_send(driver: &mut Driver<u32>) -> (OpId, usize, [UnixStream; 2]) {
-    let (near, far) = UnixStream::pair().unwrap();
-    near.set_nonblocking(true).unwrap();
-    let op = driver.send(near.as_raw_fd(), vec![1; 128 << 20], 0, 1).unwrap();
-    let start = Instant::now();
-    let mut read = 0;
-    let mut buf = vec![0; 1 << 16];
-    while !has_kernel_thread() {
-        driver.submit().unwrap();
-        assert!(driver.next().is_none());
-        while let Ok(n) = socket::recv(far.as_raw_fd(), &mut buf) {
-            read += n;
-        }
-        assert!(start.elapsed() < LIMIT);
-    }
-    (op, read, [near, far])
-}
-
-fn has_kernel_thread() -> bool {
-    fs::read_dir("/proc/self/task").unwrap().any(|task| {
-        let name = fs::read_to_string(task.unwrap().path().join("comm"));
-        name.is_ok_and(|name| name.starts_with("iou-wrk"))
-    })
-}
-
-#[test]
-fn a_send_on_a_kernel_thread() {
-    let mut driver = driver();
-    let (op, read, [near, mut far]) = laborious_send(&mut driver);
-    driver.cancel(&[op]).unwrap();
-    drop(near);
-    let Outcome::Send(Ok(sent), buf) = event(&mut driver).outcome else { panic!() };
-    assert!(sent < buf.len());
-    let mut rest = Vec::new();
-    far.read_to_end(&mut rest).unwrap();
-    assert_eq!(read + rest.len(), sent);
-}
-
-#[test]
-fn close_waits_for_a_kernel_thread() {
-    let mut driver = driver();
-    let (_, _, sockets) = laborious_send(&mut driver);
-    let start = Instant::now();
-    assert_eq!(owners(driver.close()), [1]);
-    assert!(start.elapsed() < DRAIN_LIMIT);
-    drop(sockets);
-}
-
 /// The descriptor number may mean another file at once.
 #[test]
 fn an_operation_queued_before_a_close_is_not_moved_to_the_next_file() {
@@ -266,8 +215,161 @@ fn an_operation_queued_before_a_close_is_not_moved_to_the_next_file() {
 }
 
 #[test]
+fn cancelling_one_operation_leaves_the_others_of_its_descriptor() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    let fd = near.as_raw_fd();
+    fill(&near);
+    let multishot = driver.poll(fd, IN, true, 1).unwrap();
+    driver.poll(fd, IN, false, 2).unwrap();
+    let send = driver.send(fd, vec![1; 100], 0, 3).unwrap();
+    no_event(&mut driver);
+    driver.cancel(&[multishot, send]).unwrap();
+    for op in [multishot, send] {
+        let event = event(&mut driver);
+        assert_eq!((event.op, event.more), (op, false));
+    }
+    no_event(&mut driver);
+    far.write_all(b"x").unwrap();
+    assert_eq!(event(&mut driver).owner, 2);
+}
+
+/// A descriptor whose file is kept open by another, or by a forked child.
+#[test]
+fn a_number_that_is_used_again_reports_its_new_file_only() {
+    for (first, multishot) in [(IN, true), (IN, false), (OUT, false)] {
+        let mut driver = driver();
+        let (near, mut far) = pair();
+        let _kept = near.try_clone().unwrap();
+        let (other, mut other_far) = pair();
+        let number = near.as_raw_fd();
+        let stale = driver.poll(number, first, multishot, 1).unwrap();
+        // A poll for writing has ended and left nothing but traces.
+        let live = first == IN;
+        assert!(if live { true } else { event(&mut driver).op == stale });
+        no_event(&mut driver);
+        // SAFETY: no pointers. dup3 closes `number`, which `near` gives up here.
+        let new = unsafe {
+            libc::dup3(other.as_raw_fd(), near.into_raw_fd(), libc::O_CLOEXEC);
+            OwnedFd::from_raw_fd(number)
+        };
+        let op = driver.poll(number, IN, true, 2).unwrap();
+        no_event(&mut driver);
+        far.write_all(b"old").unwrap();
+        driver.prepare_wait(Some(Duration::from_millis(20))).block().unwrap();
+        while let Some(event) = driver.next() {
+            assert_eq!(event.owner, 1, "{event:?}");
+        }
+        other_far.write_all(b"new").unwrap();
+        assert_eq!(event(&mut driver).op, op);
+        if driver.in_flight() == 2 {
+            driver.cancel(&[stale]).unwrap();
+            let last = event(&mut driver);
+            assert_eq!((last.op, last.more), (stale, false));
+        }
+        other_far.write_all(b"still there").unwrap();
+        assert_eq!(event(&mut driver).op, op);
+        driver.cancel(&[op]).unwrap();
+        drop(new);
+        finish(&mut driver);
+    }
+}
+
+#[test]
+fn a_send_never_reaches_the_next_file_of_its_number() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    let _kept = near.try_clone().unwrap();
+    let (other, other_far) = pair();
+    let number = near.as_raw_fd();
+    let filled = fill(&near);
+    let send = driver.send(number, vec![1; 4 << 20], 0, 1).unwrap();
+    no_event(&mut driver);
+    // SAFETY: no pointers. dup3 closes `number`, which `near` gives up here.
+    let new = unsafe {
+        libc::dup3(other.as_raw_fd(), near.into_raw_fd(), libc::O_CLOEXEC);
+        OwnedFd::from_raw_fd(number)
+    };
+    let poll = driver.poll(number, IN, true, 2).unwrap();
+    no_event(&mut driver);
+    far.read_exact(&mut vec![0; filled]).unwrap();
+    driver.prepare_wait(Some(Duration::from_millis(20))).block().unwrap();
+    no_event(&mut driver);
+    driver.cancel(&[send, poll]).unwrap();
+    finish(&mut driver);
+    drop((new, other));
+    assert!(at_end(&other_far));
+}
+
+#[test]
+fn a_cancelled_poll_ends_no_wait() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    for multishot in [true, false] {
+        let op = driver.poll(near.as_raw_fd(), IN, multishot, 1).unwrap();
+        no_event(&mut driver);
+        driver.cancel(&[op]).unwrap();
+        finish(&mut driver);
+        far.write_all(b"x").unwrap();
+        let pause = Duration::from_millis(20);
+        let start = Instant::now();
+        driver.prepare_wait(Some(pause)).block().unwrap();
+        assert!(start.elapsed() >= pause);
+        assert_eq!(socket::recv(near.as_raw_fd(), &mut [0; 8]).unwrap(), 1);
+    }
+}
+
+/// What is ready for ever on a file that nobody asks about any more.
+#[test]
+fn a_closed_number_whose_file_lives_on_keeps_nobody_awake() {
+    let mut driver = driver();
+    for multishot in [true, false] {
+        let (near, mut far) = pair();
+        let _kept = near.try_clone().unwrap();
+        let op = driver.poll(near.as_raw_fd(), IN, multishot, 1).unwrap();
+        no_event(&mut driver);
+        drop(near);
+        far.write_all(b"x").unwrap();
+        let pause = Duration::from_millis(20);
+        let waits = (0..5).map(|_| {
+            while driver.next().is_some() {}
+            let start = Instant::now();
+            driver.prepare_wait(Some(pause)).block().unwrap();
+            start.elapsed() < pause
+        });
+        assert!(waits.filter(|cut_short| *cut_short).count() <= 1);
+        driver.cancel(&[op]).unwrap();
+        finish(&mut driver);
+    }
+}
+
+#[test]
+fn a_file_may_come_back_to_its_number() {
+    let mut driver = driver();
+    let (near, mut far) = pair();
+    let kept = near.try_clone().unwrap();
+    let number = near.as_raw_fd();
+    let op = driver.poll(number, IN, true, 1).unwrap();
+    no_event(&mut driver);
+    drop(near);
+    driver.cancel(&[op]).unwrap();
+    finish(&mut driver);
+    // SAFETY: no pointers; the number is free since `near` was dropped.
+    let back = unsafe {
+        assert_eq!(libc::dup3(kept.as_raw_fd(), number, libc::O_CLOEXEC), number);
+        OwnedFd::from_raw_fd(number)
+    };
+    driver.poll(number, IN, true, 2).unwrap();
+    no_event(&mut driver);
+    far.write_all(b"x").unwrap();
+    assert_eq!(event(&mut driver).owner, 2);
+    drop(driver);
+    drop(back);
+}
+
+#[test]
 fn cancelled_accepts_leak_no_descriptor() {
-    in_own_process("driver::tests::cancel::cancelled_accepts_leak_no_descriptor", || {
+    in_own_process(module_path!(), "cancelled_accepts_leak_no_descriptor", || {
         let mut driver = driver();
         let before = open_fds();
         for _ in 0..50 {

@@ -92,7 +92,8 @@ fn wake_up_works_after_the_completion_queue_overflowed() {
 #[test]
 fn the_limit_on_open_files_ends_an_accept_that_can_be_started_again() {
     in_own_process(
-        "driver::tests::limits::the_limit_on_open_files_ends_an_accept_that_can_be_started_again",
+        module_path!(),
+        "the_limit_on_open_files_ends_an_accept_that_can_be_started_again",
         || {
             let mut driver = driver();
             let listener = listener();
@@ -117,12 +118,6 @@ fn the_limit_on_open_files_ends_an_accept_that_can_be_started_again() {
             assert_eq!(peer.inet(), Some(client.local_addr().unwrap()));
         },
     );
-}
-
-fn set_file_limit(files: u64) {
-    let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
-    // SAFETY: the pointer is to one rlimit.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
 }
 
 /// A kernel that says what it is told to.

@@ -1,12 +1,67 @@
-//! The driver against the kernel: real rings, real sockets on loopback, every wait bounded.
+//! The driver against the kernel: real rings and epoll instances, real sockets on loopback, every
+//! wait bounded. What both kinds of drivers promise is tested with both, by the same code.
 
-mod cancel;
-mod close;
-mod limits;
-mod operations;
+// The same files are modules of both kinds' tests.
+#![allow(clippy::duplicate_mod)]
+
 mod setup;
 mod sockets;
-mod wake;
+
+#[path = "."]
+mod uring {
+    use super::*;
+
+    const CHOICE: Choice = Choice::Uring;
+
+    #[path = "cancel.rs"]
+    mod cancel;
+    #[path = "close.rs"]
+    mod close;
+    #[path = "limits.rs"]
+    mod limits;
+    #[path = "only_uring.rs"]
+    mod only_uring;
+    #[path = "operations.rs"]
+    mod operations;
+    #[path = "wake.rs"]
+    mod wake;
+
+    fn driver() -> Driver<u32> {
+        Driver::new(&Config::default(), CHOICE).unwrap()
+    }
+
+    fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
+        Driver::new(&Config { entries, cq_entries }, CHOICE).unwrap()
+    }
+}
+
+#[path = "."]
+mod epoll {
+    use super::*;
+
+    const CHOICE: Choice = Choice::Epoll;
+
+    #[path = "cancel.rs"]
+    mod cancel;
+    #[path = "close.rs"]
+    mod close;
+    #[path = "limits.rs"]
+    mod limits;
+    #[path = "only_epoll.rs"]
+    mod only_epoll;
+    #[path = "operations.rs"]
+    mod operations;
+    #[path = "wake.rs"]
+    mod wake;
+
+    fn driver() -> Driver<u32> {
+        Driver::new(&Config::default(), CHOICE).unwrap()
+    }
+
+    fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
+        Driver::new(&Config { entries, cq_entries }, CHOICE).unwrap()
+    }
+}
 
 use std::env;
 use std::fs;
@@ -23,15 +78,6 @@ const OUT: u32 = libc::POLLOUT as u32;
 
 /// No test waits longer for anything that must happen.
 const LIMIT: Duration = Duration::from_secs(20);
-
-fn driver() -> Driver<u32> {
-    Driver::new(&Config::default()).unwrap()
-}
-
-fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
-    let config = Config { entries, cq_entries };
-    Driver::new(&config).unwrap()
-}
 
 /// The next event, waiting for it.
 fn event(driver: &mut Driver<u32>) -> Event<u32> {
@@ -107,15 +153,16 @@ fn open_fds() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Runs the body in a process of its own, for what concerns the whole process. `test` is the full
-/// name of the test that calls it.
-fn in_own_process(test: &str, body: impl FnOnce()) {
+/// Runs the body in a process of its own, for what concerns the whole process. `module` and `test`
+/// name the test that calls it.
+fn in_own_process(module: &str, test: &str, body: impl FnOnce()) {
     const MARK: &str = "KLOOP_TEST_OWN_PROCESS";
     if env::var_os(MARK).is_some() {
         return body();
     }
+    let module = module.split_once("::").unwrap().1;
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", &format!("{module}::{test}"), "--nocapture", "--test-threads=1"])
         .env(MARK, "1")
         .output()
         .unwrap();
@@ -123,7 +170,30 @@ fn in_own_process(test: &str, body: impl FnOnce()) {
     assert!(text.contains("1 passed"), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
+fn set_file_limit(files: u64) {
+    let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
+    // SAFETY: the pointer is to one rlimit.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+}
+
 /// The owners among what close() returns.
 fn owners<T>(closed: Vec<(OpId, T)>) -> Vec<T> {
     closed.into_iter().map(|(_, owner)| owner).collect()
+}
+
+struct Smuggled<T>(T);
+// SAFETY: this is the misuse under test; the sender does not touch it any more.
+unsafe impl<T> Send for Smuggled<T> {}
+
+/// Large enough that the allocator maps it alone, and unmaps it when it is freed.
+fn large_buffer() -> (Vec<u8>, usize) {
+    let buf = vec![0; 64 << 20];
+    let page = buf.as_ptr() as usize & !0xfff;
+    (buf, page + 0x10000)
+}
+
+fn is_mapped(page: usize) -> bool {
+    let mut resident = 0u8;
+    // SAFETY: mincore(2) checks the address and writes one byte for one page.
+    unsafe { libc::mincore(page as *mut _, 1, &raw mut resident) == 0 }
 }

@@ -170,33 +170,6 @@ fn a_hundred_thousand_wake_ups() {
     }
 }
 
-/// With io_uring_enter denied, any use of it would show.
-#[test]
-fn a_turn_with_nothing_to_do_makes_no_system_call() {
-    thread::spawn(|| {
-        let mut driver = driver();
-        let (near, _far) = pair();
-        driver.poll(near.as_raw_fd(), IN, true, 1).unwrap();
-        driver.poll(near.as_raw_fd(), OUT, false, 2).unwrap();
-        driver.submit().unwrap();
-        super::setup::deny(&[libc::SYS_io_uring_enter], libc::EPERM);
-        driver.submit().unwrap();
-        driver.prepare_wait(None).block().unwrap();
-        assert_eq!(driver.next().unwrap().owner, 2);
-        assert!(driver.next().is_none());
-        driver.submit().unwrap();
-        driver.prepare_wait(Some(Duration::ZERO)).block().unwrap();
-        driver.waker().wake();
-        driver.prepare_wait(None).block().unwrap();
-        let blocking = driver.prepare_wait(Some(LIMIT)).block();
-        assert_errno(blocking, libc::EPERM);
-        // Nor can this drain: the owner comes back, the poll dies with the ring.
-        assert_eq!(owners(driver.close()), [1]);
-    })
-    .join()
-    .unwrap();
-}
-
 #[test]
 fn signals_end_a_wait_without_error() {
     extern "C" fn nothing(_: libc::c_int) {}
