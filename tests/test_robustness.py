@@ -1,4 +1,4 @@
-"""Rare circumstances that once broke a loop: exits, finalisers, forks and collections."""
+"""Rare circumstances that once broke a loop: exits, finalisers and collections."""
 
 import asyncio
 import contextlib
@@ -180,51 +180,6 @@ async def test_a_callback_that_adds_a_reader_when_it_is_released(loop: Loop) -> 
         theirs.send(b"x")
         await settle()
         assert calls == []
-
-
-FORKING = """
-import os
-import signal
-import socket
-
-async def main():
-    ours, theirs = socket.socketpair()
-    reader, writer = await asyncio.open_connection(sock=ours)
-    writer.write(b"before")
-    pid = os.fork()
-    if pid == 0:
-        try:
-            writer.write(b"C" * 5_000_000)
-            writer.transport.abort()
-        except BaseException:
-            pass
-        os._exit(0)
-    os.waitpid(pid, 0)
-    theirs.setblocking(False)
-    received = bytearray()
-    try:
-        while True:
-            received += theirs.recv(1_000_000)
-    except BlockingIOError:
-        pass
-    assert set(received) <= set(b"beforeC"), "memory of the parent was sent"
-    theirs.sendall(b"after")
-    print(await reader.readexactly(5))
-    writer.transport.abort()
-
-with asyncio.Runner(loop_factory=new_event_loop) as runner:
-    runner.run(main())
-"""
-
-
-def test_a_forked_child_does_not_disturb_its_parents_loop(
-    start_child: StartChild, loop_name: str
-) -> None:
-    if loop_name == "asyncio":
-        pytest.skip("a forked child shares the epoll of asyncio's selector")
-    child = start_child(FORKING)
-    output, complaints = child.communicate(timeout=LIMIT)
-    assert (output, complaints) == ("b'after'\n", "")
 
 
 DAEMON = """

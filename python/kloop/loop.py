@@ -61,6 +61,9 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
     KLOOP_DRIVER decides when a loop is made: "auto", the default, does as just said, "epoll" takes
     epoll without trying or warning, and "uring" raises OSError where io_uring cannot be used. The
     attribute `driver` says which it is, "uring" or "epoll". Raises ValueError for other values.
+
+    A forked child cannot use the loops of its parent: to it they are closed, and what would need
+    them raises RuntimeError. It can make loops of its own.
     """
 
     def __init__(self) -> None:
@@ -74,6 +77,11 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
         super().close()
         self._listeners.clear()
         self._close_ring()
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """See asyncio.loop.call_exception_handler. Does nothing in a forked child."""
+        if not self._inherited:
+            super().call_exception_handler(context)
 
     # Signals arrive through a socket pair, which exists only once a handler is added.
 

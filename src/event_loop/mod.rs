@@ -28,7 +28,7 @@ pub use mailbox::Mailbox;
 pub use poll::Poll;
 pub use watch::Watch;
 
-use crate::driver::{Choice, Driver, OpId, Outcome, Waker};
+use crate::driver::{Choice, Driver, OpId, Outcome, Process, Waker};
 use crate::py::{
     Args, Bound, Construct, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, StateRef,
     ToObj, Type, Visit, state_of_type,
@@ -65,6 +65,8 @@ pub struct EventLoop {
     driver: RefCell<Option<Driver<Owner>>>,
     driver_name: Cell<&'static str>,
     choice: Choice,
+    /// Whose loop it is: a forked child must leave it alone.
+    process: Process,
     /// Gone once the loop is closed, like the driver.
     waker: RefCell<Option<Waker>>,
     ready: RefCell<VecDeque<Ref<Handle>>>,
@@ -97,6 +99,7 @@ impl EventLoop {
             waker: RefCell::new(Some(driver.waker())),
             driver_name: Cell::new(driver.name()),
             choice,
+            process: Process::current(),
             driver: RefCell::new(Some(driver)),
             ready: RefCell::default(),
             due: RefCell::default(),
@@ -116,12 +119,14 @@ impl EventLoop {
 
     /// Runs `body` with the driver. It must not run Python.
     ///
-    /// `RuntimeError` once the loop is closed, and where another thread waits in the driver.
+    /// `RuntimeError` once the loop is closed, where another thread waits in the driver, and in a
+    /// forked child.
     #[inline]
     pub fn with_driver<R>(
         this: &Ref<EventLoop>,
         body: impl FnOnce(&mut Driver<Owner>) -> R,
     ) -> Result<R> {
+        Self::check_process(this)?;
         match this.driver.try_borrow_mut() {
             Ok(mut driver) => match driver.as_mut() {
                 Some(driver) => Ok(body(driver)),
@@ -148,10 +153,13 @@ impl EventLoop {
     }
 
     /// Asks the kernel to end operations, and waits until it refers to their file descriptors no
-    /// more. On a closed loop there are none left.
+    /// more. On a closed loop there are none left, and in a forked child they are the parent's.
     pub fn cancel_ops(this: &Ref<EventLoop>, ops: &[OpId]) -> Result<()> {
-        if ops.is_empty() || (!this.thread_id.is_some() && Self::adopt_ring(this)?) {
-            // None, or they have ended with their ring.
+        if ops.is_empty() || this.is_inherited() {
+            return Ok(());
+        }
+        if !this.thread_id.is_some() && Self::adopt_ring(this)? {
+            // They have ended with their ring.
             return Ok(());
         }
         if let Ok(mut driver) = this.driver.try_borrow_mut()
@@ -177,17 +185,38 @@ impl EventLoop {
         self.debug.get()
     }
 
+    /// Whether it is closed. To a forked child, its parent's loop is.
     #[inline]
     pub fn is_closed(&self) -> bool {
-        self.closed.get()
+        self.closed.get() || self.is_inherited()
     }
 
     #[inline]
     pub fn check_closed(this: &Ref<EventLoop>) -> Result<()> {
+        Self::check_process(this)?;
         if this.closed.get() {
             return Err(Exc::runtime_error(this.gil(), "Event loop is closed"));
         }
         Ok(())
+    }
+
+    /// Whether this is a forked child and the loop its parent's.
+    #[inline]
+    pub fn is_inherited(&self) -> bool {
+        !self.process.is_current()
+    }
+
+    #[inline]
+    pub fn check_process(this: &Ref<EventLoop>) -> Result<()> {
+        if this.is_inherited() { Err(Self::inherited(this)) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn inherited(this: &Ref<EventLoop>) -> Exc {
+        Exc::runtime_error(
+            this.gil(),
+            "this event loop belongs to the parent process; make a new one in the child",
+        )
     }
 
     pub fn claim_fd(&self, fd: RawFd) {
@@ -221,6 +250,7 @@ impl EventLoop {
     /// Replaces a ring that belongs to another thread. The owners of what was in flight on it start
     /// it again. Returns whether that was necessary.
     fn adopt_ring(this: &Ref<EventLoop>) -> Result<bool> {
+        Self::check_process(this)?;
         let usable = |driver: &Option<Driver<Owner>>| driver.as_ref().is_none_or(Driver::is_usable);
         // One that is borrowed is in use, by whichever thread.
         if this.driver.try_borrow().map_or(true, |driver| usable(&driver)) {
@@ -315,8 +345,12 @@ impl EventLoop {
         Ok(())
     }
 
+    fn get_inherited(this: &Ref<EventLoop>) -> Result<bool> {
+        Ok(this.is_inherited())
+    }
+
     fn is_running(this: &Ref<EventLoop>) -> Result<bool> {
-        Ok(this.thread_id.is_some())
+        Ok(this.thread_id.is_some() && !this.is_inherited())
     }
 
     fn get_task_factory(this: &Ref<EventLoop>) -> Result<Option<Obj>> {
@@ -361,6 +395,7 @@ impl Native for EventLoop {
     ];
     const GETSETS: &'static [GetSet<Self>] = &[
         GetSet::get(c"driver", EventLoop::driver_name),
+        GetSet::get(c"_inherited", EventLoop::get_inherited),
         GetSet::writable(c"_debug", EventLoop::get_debug, EventLoop::set_debug),
         GetSet::writable(c"_stopping", EventLoop::get_stopping, EventLoop::set_stopping),
         GetSet::writable(c"_closed", EventLoop::get_closed, EventLoop::set_closed),

@@ -77,7 +77,9 @@ impl EventLoop {
 
     /// Wakes the loop if it sleeps. May be called from any thread that holds the GIL.
     pub(super) fn wake(this: &Ref<EventLoop>) -> Result<()> {
-        if let Some(waker) = this.waker.borrow().as_ref() {
+        if let Some(waker) = this.waker.borrow().as_ref()
+            && !this.is_inherited()
+        {
             waker.wake();
         }
         Ok(())

@@ -136,6 +136,8 @@ impl EventLoop {
             } else {
                 Handle::run_queued(&handle)?;
             }
+            // Where the callback has forked, the rest is the parent's to run.
+            Self::check_process(this)?;
         }
         Ok(())
     }

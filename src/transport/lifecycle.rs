@@ -99,7 +99,8 @@ pub(super) trait Lifecycle: Transport {
     /// Ends the connection because of an error, which goes to the exception handler unless it is
     /// an expected one.
     fn fatal_error(this: &Ref<Self>, error: Exc, message: &str) -> Result<()> {
-        if error.is_exit() {
+        // In a forked child the connection is the parent's, and the error the caller's.
+        if error.is_exit() || this.home.is_inherited() {
             return Err(error);
         }
         if !Self::is_expected(&error) {
@@ -202,7 +203,8 @@ pub(super) trait Lifecycle: Transport {
         if this.is_released() {
             return;
         }
-        let warned = Self::warn_unclosed(this);
+        let inherited = this.home.is_inherited();
+        let warned = if inherited { Ok(()) } else { Self::warn_unclosed(this) };
         for result in [warned, Self::release(this)] {
             if let Err(error) = result {
                 error.unraisable(this.obj());
