@@ -7,7 +7,7 @@ use std::ffi::CStr;
 use crate::event_loop::{EventLoop, Handle, Poll, Watch};
 use crate::percore::{Cores, Worker};
 use crate::py::{FreeList, ModuleState, Obj, Result, ToObj, Type, Visit};
-use crate::transport::{Listener, StreamTransport};
+use crate::transport::{DatagramTransport, Listener, StreamTransport};
 
 macro_rules! names {
     ($($name:ident),* $(,)?) => {
@@ -45,6 +45,7 @@ names!(
     _describe_handle,
     _detach,
     _io_failed,
+    _read_ready,
     _run_in_debug_mode,
     _warn,
     buffer_updated,
@@ -55,11 +56,17 @@ names!(
     connection_made,
     context,
     data_received,
+    datagram_received,
     eof_received,
+    error_received,
     fileno,
     get_buffer,
+    getpeername,
+    getsockname,
     pause_writing,
+    recvfrom,
     resume_writing,
+    sendto,
     done,
     set_exception,
     set_result,
@@ -76,6 +83,7 @@ pub struct State {
     pub watch: Type<Watch>,
     pub poll: Type<Poll>,
     pub stream_transport: Type<StreamTransport>,
+    pub datagram_transport: Type<DatagramTransport>,
     pub listener: Type<Listener>,
     pub cores: Type<Cores>,
     pub worker: Type<Worker>,
@@ -108,7 +116,9 @@ impl ModuleState for State {
         let gil = module.gil();
         let asyncio = Obj::import(gil, c"asyncio")?;
         // sendfile() asks for this subclass of asyncio.Transport.
-        let transports = Obj::import(gil, c"asyncio.transports")?;
+        let transport = Obj::import(gil, c"asyncio.transports")?.get(c"_FlowControlMixin")?;
+        // As asyncio's own, which is a Transport too.
+        let datagram = Obj::tuple(gil, &[transport.clone(), asyncio.get(c"DatagramTransport")?])?;
         let base_loop = asyncio.get(c"BaseEventLoop")?;
         let handle = Type::<Handle>::create(module, None)?;
         let timer = Handle::timer_type(&handle, module)?;
@@ -119,7 +129,8 @@ impl ModuleState for State {
             timer,
             watch: Type::create(module, None)?,
             poll: Type::create(module, None)?,
-            stream_transport: Type::create(module, Some(&transports.get(c"_FlowControlMixin")?))?,
+            stream_transport: Type::create(module, Some(&transport))?,
+            datagram_transport: Type::create(module, Some(&datagram))?,
             listener: Type::create(module, None)?,
             cores: Type::create(module, None)?,
             worker: Type::create(module, None)?,
@@ -151,6 +162,7 @@ impl ModuleState for State {
         visit.class(&self.watch);
         visit.class(&self.poll);
         visit.class(&self.stream_transport);
+        visit.class(&self.datagram_transport);
         visit.class(&self.listener);
         visit.class(&self.cores);
         visit.class(&self.worker);

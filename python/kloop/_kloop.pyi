@@ -55,6 +55,20 @@ class StreamTransport(asyncio.Transport):
     def _reset_empty_waiter(self) -> None: ...
 
 @final
+class DatagramTransport(asyncio.transports._FlowControlMixin, asyncio.DatagramTransport):
+    def __new__(
+        cls,
+        loop: Loop,
+        sock: socket.socket,
+        protocol: asyncio.DatagramProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Self: ...
+    @property
+    def _sock(self) -> socket.socket: ...
+
+@final
 class Listener:
     def __new__(
         cls,

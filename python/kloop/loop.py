@@ -6,11 +6,11 @@ runs once per loop, server or connection set-up. Everything else is inherited fr
 Names of asyncio's that are overridden or relied upon here and in the native base, checked against
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
 _check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
-_make_self_pipe, _make_socket_transport, _make_ssl_transport, _remove_reader, _remove_writer,
-_run_once, _sendfile_native, _signal_handlers, _sock_sendfile_native, _ssock, _start_serving,
-_stop_serving, _stopping, _task_factory, _thread_id, _write_to_self;
-BaseSelectorEventLoop._accept_connection2; Handle._repr_info; base_events._format_handle;
-base_events._check_ssl_socket; format_helpers._format_callback_source.
+_make_datagram_transport, _make_self_pipe, _make_socket_transport, _make_ssl_transport,
+_remove_reader, _remove_writer, _run_once, _sendfile_native, _signal_handlers,
+_sock_sendfile_native, _ssock, _start_serving, _stop_serving, _stopping, _task_factory, _thread_id,
+_write_to_self; BaseSelectorEventLoop._accept_connection2; Handle._repr_info;
+base_events._format_handle; base_events._check_ssl_socket; format_helpers._format_callback_source.
 """
 
 import asyncio
@@ -119,6 +119,17 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(sock)
         return _kloop.StreamTransport(self, sock, protocol, waiter, extra, server, context)
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.DatagramProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.DatagramTransport:
+        self._ensure_fd_no_transport(sock)
+        return _kloop.DatagramTransport(self, sock, protocol, address, waiter, extra)
 
     def _make_ssl_transport(
         self,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem::{MaybeUninit, offset_of, size_of};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
@@ -76,6 +76,38 @@ pub(super) fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the pointer is to the integer that the call reads.
     check(unsafe { libc::ioctl(fd, libc::FIONBIO, &raw const on) } as _).map(drop)
+}
+
+/// Receives a datagram, cut to the length of `buf`, and where it comes from: recvfrom(2) with
+/// `MSG_DONTWAIT`. The address is empty where the sender has none.
+///
+/// # Errors
+/// Those of recvfrom(2), `EAGAIN` if there is nothing.
+#[inline]
+pub fn recv_from(fd: RawFd, buf: &mut [u8], from: &mut SocketAddress) -> io::Result<usize> {
+    from.len = SocketAddress::ROOM;
+    // SAFETY: the pointers and lengths are those of an exclusively borrowed slice and address. An
+    // address that is longer than its room is cut, which `len` then tells. A call that a signal
+    // interrupts leaves `len` as it is.
+    let count = retry(|| unsafe {
+        let (address, len) = ((&raw mut from.storage).cast(), &raw mut from.len);
+        libc::recvfrom(fd, buf.as_mut_ptr().cast(), buf.len(), libc::MSG_DONTWAIT, address, len)
+    })?;
+    from.len = from.len.min(SocketAddress::ROOM);
+    Ok(count)
+}
+
+/// Sends a datagram: sendto(2) with `MSG_DONTWAIT | MSG_NOSIGNAL`.
+///
+/// # Errors
+/// Those of sendto(2), `EAGAIN` if there is no room.
+#[inline]
+pub fn send_to(fd: RawFd, data: &[u8], to: &SocketAddress) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the pointers and lengths are those of a borrowed slice and a borrowed address.
+    retry(|| unsafe {
+        libc::sendto(fd, data.as_ptr().cast(), data.len(), flags, to.as_ptr(), to.len())
+    })
 }
 
 /// Ends the stream that is sent: shutdown(2) with `SHUT_WR`.
@@ -157,8 +189,10 @@ pub struct SocketAddress {
 
 impl SocketAddress {
     const PATH: usize = offset_of!(libc::sockaddr_un, sun_path);
+    const ROOM: libc::socklen_t = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
 
-    fn empty() -> Self {
+    /// No address, of no family.
+    pub fn empty() -> Self {
         SocketAddress {
             // SAFETY: sockaddr_storage is plain data, for which all zeros is AF_UNSPEC.
             storage: unsafe { MaybeUninit::zeroed().assume_init() },
@@ -206,12 +240,11 @@ impl SocketAddress {
         ) -> libc::c_int,
     ) -> io::Result<Self> {
         let mut this = Self::empty();
-        let room = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-        this.len = room;
+        this.len = Self::ROOM;
         // SAFETY: both calls write at most `len` bytes of address, and its full length to `len`.
         let result = unsafe { call(fd, (&raw mut this.storage).cast(), &raw mut this.len) };
         check(result as _)?;
-        this.len = this.len.min(room);
+        this.len = this.len.min(Self::ROOM);
         Ok(this)
     }
 
@@ -225,9 +258,14 @@ impl SocketAddress {
         self.len
     }
 
-    /// `AF_INET`, `AF_INET6`, `AF_UNIX`, ...
+    /// `AF_INET`, `AF_INET6`, `AF_UNIX`, ...; `AF_UNSPEC` for no address.
     pub fn family(&self) -> i32 {
-        i32::from(self.storage.ss_family)
+        if self.len == 0 { libc::AF_UNSPEC } else { i32::from(self.storage.ss_family) }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        // SAFETY: the storage is wholly initialised and at least `len` bytes long.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len as usize) }
     }
 
     /// The IPv4 or IPv6 address with its port, and for IPv6 flow information and scope id.
@@ -323,6 +361,29 @@ impl SocketAddress {
         Ok(Self::from_raw(raw, len))
     }
 }
+
+/// An IP address as inet_ntop(3) writes it. Rust writes IPv4-compatible addresses, as
+/// `::192.0.2.1`, without dots.
+pub fn host_text(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => match v6.segments() {
+            [0, 0, 0, 0, 0, 0, high, low] if high != 0 => {
+                format!("::{}", Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
+            }
+            _ => v6.to_string(),
+        },
+    }
+}
+
+impl PartialEq for SocketAddress {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for SocketAddress {}
 
 impl fmt::Debug for SocketAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

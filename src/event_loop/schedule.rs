@@ -95,6 +95,12 @@ impl EventLoop {
         self.due.borrow_mut().push_back(handle);
     }
 
+    /// How many callbacks wait for their turn.
+    #[inline]
+    pub fn ready_count(&self) -> usize {
+        self.ready.borrow().len()
+    }
+
     /// Schedules a native call of a Python callable, as `call_soon` does without its debug checks.
     pub fn soon(
         this: &Ref<EventLoop>,

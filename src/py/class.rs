@@ -190,7 +190,8 @@ impl<T: Native> Type<T> {
         Type(class, PhantomData)
     }
 
-    /// Makes the type for `module` and adds it there. `base` is the Python class that it extends.
+    /// Makes the type for `module` and adds it there. `base` is the Python class that it extends,
+    /// or a tuple of classes.
     pub fn create(module: &Obj, base: Option<&Obj>) -> Result<Self> {
         Self::build(module, base, T::NAME, T::DOC, T::METHODS, T::GETSETS)
     }

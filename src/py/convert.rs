@@ -120,6 +120,17 @@ impl ToObj for &[u8] {
 }
 
 impl Obj {
+    /// `os.fsdecode()` of a path.
+    pub fn path(_: Gil, path: &[u8]) -> Result<Self> {
+        // SAFETY: attached (token); pointer and length describe initialised memory.
+        unsafe {
+            Obj::owned(ffi::PyUnicode_DecodeFSDefaultAndSize(
+                path.as_ptr().cast(),
+                path.len() as ffi::Py_ssize_t,
+            ))
+        }
+    }
+
     /// The text of a `str`; `TypeError` for other types, `UnicodeEncodeError` for lone surrogates.
     pub fn to_str(&self) -> Result<&str> {
         let mut length = 0;
@@ -157,6 +168,11 @@ impl Obj {
             }
     }
 
+    pub fn is_int(&self) -> bool {
+        // SAFETY: a live object.
+        unsafe { ffi::PyLong_Check(self.as_ptr()) != 0 }
+    }
+
     pub fn to_i64(&self) -> Result<i64> {
         // SAFETY: a live object.
         let value = unsafe { ffi::PyLong_AsLongLong(self.as_ptr()) };
@@ -185,6 +201,20 @@ impl Obj {
             Ok((0..size)
                 .map(|index| Obj::borrowed(ffi::PyTuple_GetItem(tuple.as_ptr(), index)))
                 .collect())
+        }
+    }
+
+    /// An item of a tuple; `None` beyond its end, and for other types.
+    #[inline]
+    pub fn tuple_item(&self, index: usize) -> Option<Obj> {
+        // SAFETY: a live object; the type and the index are checked.
+        unsafe {
+            if ffi::PyTuple_Check(self.as_ptr()) == 0
+                || index >= ffi::PyTuple_Size(self.as_ptr()) as usize
+            {
+                return None;
+            }
+            Some(Obj::borrowed(ffi::PyTuple_GetItem(self.as_ptr(), index as ffi::Py_ssize_t)))
         }
     }
 

@@ -129,6 +129,12 @@ impl Exc {
         self.is_a(unsafe { ffi::PyExc_OSError })
     }
 
+    /// What a non-blocking call raises where it would have to wait.
+    pub fn is_would_block(&self) -> bool {
+        // SAFETY: static exception classes.
+        unsafe { self.is_a(ffi::PyExc_BlockingIOError) || self.is_a(ffi::PyExc_InterruptedError) }
+    }
+
     /// Reports an exception that has nowhere to go, through `sys.unraisablehook`.
     pub fn unraisable(self, place: &Obj) {
         self.restore();

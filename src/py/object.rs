@@ -198,6 +198,15 @@ impl Obj {
         Ok(answer == 1)
     }
 
+    /// `self is other or self == other`, as containers compare.
+    pub fn equals(&self, other: &Obj) -> Result<bool> {
+        // SAFETY: live objects.
+        let answer =
+            unsafe { ffi::PyObject_RichCompareBool(self.as_ptr(), other.as_ptr(), ffi::Py_EQ) };
+        self.check(answer.min(0))?;
+        Ok(answer == 1)
+    }
+
     pub fn truth(&self) -> Result<bool> {
         // SAFETY: a live object.
         let answer = unsafe { ffi::PyObject_IsTrue(self.as_ptr()) };

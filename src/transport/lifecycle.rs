@@ -221,6 +221,23 @@ pub(super) trait Lifecycle: Transport {
         state.warn.call_with_names(&args, &names).map(drop)
     }
 
+    fn describe(this: &Ref<Self>) -> Result<String> {
+        let state = match (this.is_released(), this.closing.get()) {
+            (true, _) => "closed ",
+            (_, true) => "closing ",
+            _ => "",
+        };
+        let reading =
+            if this.read_op.get().is_some() && !this.paused.get() { "polling" } else { "idle" };
+        let writing = if this.write_op.get().is_some() { "polling" } else { "idle" };
+        Ok(format!(
+            "<{} {state}fd={} read={reading} write=<{writing}, bufsize={}>>",
+            this.obj().type_name(),
+            this.fd.get(),
+            this.unsent.get()
+        ))
+    }
+
     // Attributes of asyncio's transports.
 
     fn get_loop(this: &Ref<Self>) -> Result<Obj> {

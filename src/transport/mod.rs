@@ -1,17 +1,19 @@
-//! Native transports: stream sockets, and the listeners that accept them.
+//! Native transports: stream sockets, the listeners that accept them, and datagram sockets.
 //!
 //! A transport reads when its multishot poll says so, with a direct `recv`, and writes with a
-//! direct `send`; only what the socket does not take at once goes through the ring. The contract
+//! direct `send`; only what the socket does not take at once waits for the ring. The contract
 //! is that of asyncio's selector transports, message texts included.
 
 #![deny(unsafe_code)]
 
 mod address;
 mod base;
+mod datagram;
 mod flow;
 mod lifecycle;
 mod names;
 mod reading;
 mod stream;
 
+pub use datagram::DatagramTransport;
 pub use stream::{Listener, StreamTransport, accept_stream};

@@ -27,6 +27,10 @@ impl SocketNames {
         SocketNames { info: ObjCell::empty(), local: ObjCell::empty(), peer: ObjCell::empty() }
     }
 
+    pub fn peer(&self) -> Option<Obj> {
+        self.peer.get()
+    }
+
     pub fn traverse(&self, visit: &mut Visit) {
         for cell in [&self.info, &self.local, &self.peer] {
             visit.cell(cell);
@@ -47,6 +51,19 @@ pub(super) trait SocketTransport: Transport {
         };
         this.names().local.set(name(SocketAddress::local(this.fd.get()))?);
         this.names().peer.set(name(SocketAddress::peer(this.fd.get()))?);
+        Ok(())
+    }
+
+    /// As `note_addresses`, for families whose addresses only the Python socket can show.
+    fn note_addresses_by_socket(this: &Ref<Self>) -> Result<()> {
+        let Some(sock) = this.file.get() else { return Ok(()) };
+        let ask = |method: &Obj| match sock.call_method(method, []) {
+            Ok(address) => Ok(Some(address)),
+            Err(error) if error.is_os_error() => Ok(None),
+            Err(error) => Err(error),
+        };
+        this.names().local.set(ask(&this.home.state.names.getsockname)?);
+        this.names().peer.set(ask(&this.home.state.names.getpeername)?);
         Ok(())
     }
 

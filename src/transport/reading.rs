@@ -60,9 +60,11 @@ pub(super) trait Reading: Transport {
     }
 
     fn read_later(this: &Ref<Self>, events: u32) -> Result<()> {
-        this.missed.set(this.missed.get() | events);
-        let again = this.obj().get(c"_read_ready")?;
-        EventLoop::soon(&this.home, &again, &[], Some(&this.context))
+        if this.missed.replace(this.missed.get() | events) != 0 {
+            return Ok(()); // It is to be read anyway: soon, or after the pause.
+        }
+        let read = this.obj().attr(&this.home.state.names._read_ready)?;
+        EventLoop::soon(&this.home, &read, &[], Some(&this.context))
     }
 
     /// Whether to go on reading. If reading is paused, `events` are kept for later.
@@ -91,7 +93,7 @@ pub(super) trait Reading: Transport {
             return Ok(());
         }
         if this.missed.get() != 0 {
-            let read = this.obj().get(c"_read_ready")?;
+            let read = this.obj().attr(&this.home.state.names._read_ready)?;
             EventLoop::soon(&this.home, &read, &[], Some(&this.context))?;
         }
         Self::debug_log(this, "resumes reading")

@@ -368,6 +368,18 @@ async def tcp_server_and_client() -> str:
 
 
 @function
+async def udp_endpoints() -> str:
+    """Two endpoints of the worker's own."""
+    from datagrams import Echo, endpoint, name
+
+    async with endpoint(Echo) as server, endpoint(remote_addr=name(server)) as client:
+        client.transport.sendto(b"round")
+        data, address = await client.received.get()
+        assert address == name(server)
+    return data.decode()
+
+
+@function
 async def resolve() -> list[Any]:
     infos = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
     return [info[4] for info in infos]

@@ -68,13 +68,19 @@ def test_a_server_of_the_workers_own(client: Client) -> None:
     assert client.call("tcp_server_and_client") == "round\n"
 
 
+def test_udp_endpoints_of_the_workers_own(client: Client) -> None:
+    before = client.call("loop_stats")
+    assert client.call("udp_endpoints") == "round"
+    assert client.call("loop_stats")["transports"] == before["transports"]
+
+
 def test_name_resolution(client: Client) -> None:
     assert client.call("resolve") == [["127.0.0.1", 80]]
 
 
 def test_all_cores_at_once(server: Server) -> None:
     with server.one_client_per_core(2) as clients:
-        for name in ("executors", "subprocesses", "tcp_server_and_client") * 3:
+        for name in ("executors", "subprocesses", "tcp_server_and_client", "udp_endpoints") * 3:
             for client in clients:
                 client.start(name)
             first, second = [client.result() for client in clients]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::IoSlice;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 
 use super::*;
 use crate::driver::socket::*;
@@ -38,6 +38,44 @@ fn parts_are_sent_in_order_and_at_most_1024() {
     let mut got = Vec::new();
     far.read_to_end(&mut got).unwrap();
     assert_eq!(got, data[..2048]);
+}
+
+#[test]
+fn datagrams_come_with_their_senders_address() {
+    let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = SocketAddress::local(far.as_raw_fd()).unwrap();
+    let mut from = SocketAddress::empty();
+    let mut buf = [0; 8];
+    assert_errno(recv_from(far.as_raw_fd(), &mut buf, &mut from), libc::EAGAIN);
+    for data in [&b"one"[..], b"", b"longer than the buffer"] {
+        assert_eq!(send_to(near.as_raw_fd(), data, &to).unwrap(), data.len());
+        let count = recv_from(far.as_raw_fd(), &mut buf, &mut from).unwrap();
+        assert_eq!(buf[..count], data[..data.len().min(8)]);
+        assert_eq!(from, SocketAddress::local(near.as_raw_fd()).unwrap());
+        assert_ne!(from, to);
+    }
+    assert_errno(send_to(near.as_raw_fd(), &[0; 65508], &to), libc::EMSGSIZE);
+}
+
+#[test]
+fn an_unnamed_sender_has_no_address() {
+    let (near, far) = UnixDatagram::pair().unwrap();
+    near.send(b"x").unwrap();
+    let mut from = SocketAddress::from_unix_path(b"/left/over").unwrap();
+    assert_eq!(recv_from(far.as_raw_fd(), &mut [0; 8], &mut from).unwrap(), 1);
+    assert_eq!(from.family(), libc::AF_UNSPEC);
+    assert_eq!((from.unix_path(), from.inet()), (None, None));
+    assert_eq!(from, SocketAddress::empty());
+}
+
+#[test]
+fn hosts_are_written_as_inet_ntop_does() {
+    for text in ["127.0.0.1", "::", "::1", "::1.2.3.4", "::ffff:1.2.3.4", "1::", "1:0:2::4"] {
+        assert_eq!(host_text(text.parse().unwrap()), text);
+    }
+    assert_eq!(host_text("::0102:0304".parse().unwrap()), "::1.2.3.4");
+    assert_eq!(host_text("1:2:3:4:5:6:0:8".parse().unwrap()), "1:2:3:4:5:6:0:8");
 }
 
 #[test]

@@ -125,22 +125,6 @@ impl StreamTransport {
         Ok(())
     }
 
-    fn describe(this: &Ref<Self>) -> Result<String> {
-        let state = match (this.is_released(), this.closing.get()) {
-            (true, _) => "closed ",
-            (_, true) => "closing ",
-            _ => "",
-        };
-        let reading =
-            if this.read_op.get().is_some() && !this.paused.get() { "polling" } else { "idle" };
-        let writing = if this.write_op.get().is_some() { "polling" } else { "idle" };
-        Ok(format!(
-            "<StreamTransport {state}fd={} read={reading} write=<{writing}, bufsize={}>>",
-            this.fd.get(),
-            this.unsent.get()
-        ))
-    }
-
     fn get_server(this: &Ref<Self>) -> Result<Option<Obj>> {
         Ok(this.server.get())
     }
