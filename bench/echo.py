@@ -1,4 +1,4 @@
-"""Compare kloop, uvloop and asyncio as TCP echo servers, in one run.
+"""Compare kloop, uvloop and asyncio as echo servers, in one run: TCP, Unix streams or UDP.
 
 Measured first: the processor time a server spends per request, and its ratio to the
 reference loop (uvloop), taken round by round. Measured second: requests per second and
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import harness
 from harness import BenchError, LoadClient, LoadResult, Server, Spread
 
 KINDS = ("protocol", "buffered", "streams")
+TRANSPORTS = ("tcp", "unix", "udp")
 LOOPS = ("kloop", "uvloop", "asyncio")
 
 # asyncio allocates its largest read for each read. glibc may fetch that from the kernel
@@ -39,6 +41,7 @@ HEADS = (
     ">requests/s",
     ">p50 us",
     ">p99 us",
+    ">lost",
     ">errors",
 )
 
@@ -65,8 +68,9 @@ def main() -> int:
     cells: list[dict[str, Any]] = []
     for kind in settings.kinds:
         with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
             servers = [
-                stack.enter_context(_server(kind, contender, settings.server_cpu))
+                stack.enter_context(_server(kind, contender, settings, folder))
                 for contender in contenders
                 if not contender.missing
             ]
@@ -82,7 +86,7 @@ def main() -> int:
                         cpu=settings.client_cpu,
                     )
                     cell = _cell(results, reference)
-                    named = (kind, f"{connections} x {size}")
+                    named = (f"{settings.transport} {kind}", f"{connections} x {size}")
                     for row in _rows(contenders, cell):
                         print(harness.table_row((*named, *row)), flush=True)
                     place = {"kind": kind, "connections": connections, "size": size}
@@ -106,6 +110,7 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     first, *others = harness.cpus()
+    parser.add_argument("--transport", choices=TRANSPORTS, default="tcp")
     parser.add_argument("--kinds", type=harness.names, default=["protocol"])
     parser.add_argument("--loops", type=harness.names, default=list(LOOPS))
     parser.add_argument("--reference", default="uvloop", choices=LOOPS)
@@ -122,6 +127,8 @@ def _parse() -> argparse.Namespace:
         for name in given:
             if name not in known:
                 parser.error(f"'{name}' is none of {', '.join(known)}")
+    if settings.transport == "udp" and settings.kinds != ["protocol"]:
+        parser.error("over UDP there is the protocol only")
     if settings.client_cpu in (None, settings.server_cpu):
         parser.error("the client needs a CPU of its own, for it spins")
     return settings
@@ -137,11 +144,14 @@ def _contenders(loops: list[str], wanted: str) -> tuple[list[Contender], str]:
     return [*found, Contender(reference, f"{reference} again")], reference
 
 
-def _server(kind: str, contender: Contender, cpu: int) -> Server:
+def _server(kind: str, contender: Contender, settings: argparse.Namespace, folder: str) -> Server:
+    arguments = ["--loop", contender.loop, "--cpu", str(settings.server_cpu)]
+    if settings.transport == "unix":
+        arguments += ["--unix", f"{folder}/{contender.label.replace(' ', '-')}"]
     return Server(
         contender.label,
-        f"echo_{kind}.py",
-        *("--loop", contender.loop, "--cpu", str(cpu)),
+        "echo_datagrams.py" if settings.transport == "udp" else f"echo_{kind}.py",
+        *arguments,
         environment=ASYNCIO_ENVIRONMENT if contender.loop == "asyncio" else {},
     )
 
@@ -165,7 +175,7 @@ def _rows(contenders: list[Contender], cell: dict[str, dict[str, Any]]) -> list[
     rows: list[tuple[str, ...]] = []
     for contender in contenders:
         if contender.missing:
-            rows.append((contender.label, contender.missing, *[""] * 5))
+            rows.append((contender.label, contender.missing, *[""] * 6))
             continue
         server = cell[contender.label]
         load: LoadResult = server["load"]
@@ -177,6 +187,7 @@ def _rows(contenders: list[Contender], cell: dict[str, dict[str, Any]]) -> list[
                 f"{load['requests_per_second']:,.0f}",
                 f"{load['latency_us']['p50']:.0f}",
                 f"{load['latency_us']['p99']:.0f}",
+                str(load["lost"]),
                 str(load["errors"]),
             )
         )
@@ -186,10 +197,11 @@ def _rows(contenders: list[Contender], cell: dict[str, dict[str, Any]]) -> list[
 def _notes(settings: argparse.Namespace, reference: str) -> str:
     variables = " ".join(f"{key}={value}" for key, value in ASYNCIO_ENVIRONMENT.items())
     return f"""
-Server CPU: median over {settings.rounds} rounds of {settings.burst_ms} ms. Ratio: to \
-{reference}, round by round, median and quartiles; "{reference} again" is a second \
-process of the same and shows the noise. Servers on CPU {settings.server_cpu}, client \
-spinning on CPU {settings.client_cpu}. asyncio at its best: {variables}."""
+Lost: requests without a reply over UDP. Server CPU: median over {settings.rounds} rounds \
+of {settings.burst_ms} ms. Ratio: to {reference}, round by round, median and quartiles; \
+"{reference} again" is a second process of the same and shows the noise. Servers on CPU \
+{settings.server_cpu}, client spinning on CPU {settings.client_cpu}. asyncio at its best: \
+{variables}."""
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class LoadResult(TypedDict):
 
     name: str
     requests: int
+    lost: int
     errors: int
     error_messages: list[str]
     seconds: float
@@ -97,7 +98,8 @@ class Spread:
 class Server:
     """A server process, from its start until the end of a `with` block.
 
-    The server prints `PORT <n>` when it listens; further lines are kept in `lines`.
+    The server prints `LISTENS <address>`, in the words of the load client, when it
+    listens; further lines are kept in `lines`.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Server:
         """Prepare `script` from the servers' folder; `name` is for the reports."""
         self.name = name
         self.lines: list[str] = []
-        self._port: int | None = None
+        self._address: str | None = None
         self._command = [sys.executable, str(SERVERS / script), *arguments]
         self._environment = {**os.environ, **(environment or {})}
         self._listens = threading.Event()
@@ -130,7 +132,7 @@ class Server:
         try:
             self._reader = threading.Thread(target=self._read, daemon=True)
             self._reader.start()
-            if not self._listens.wait(START_SECONDS) or self._port is None:
+            if not self._listens.wait(START_SECONDS) or self._address is None:
                 raise BenchError(f"the server '{self.name}' does not listen")
         except BaseException:
             self._kill()
@@ -156,7 +158,7 @@ class Server:
     @property
     def target(self) -> str:
         """The server, as the load client's `--target` has it."""
-        return f"{self.name}=127.0.0.1:{self._port}@{self._process.pid}"
+        return f"{self.name}={self._address}@{self._process.pid}"
 
     def _kill(self) -> None:
         if self._process.poll() is None:
@@ -168,8 +170,8 @@ class Server:
         with self._process.stdout as stdout:
             for line in stdout:
                 word, _, rest = line.strip().partition(" ")
-                if word == "PORT" and self._port is None:
-                    self._port = int(rest)
+                if word == "LISTENS" and self._address is None:
+                    self._address = rest
                     self._listens.set()
                 else:
                     self.lines.append(line.strip())

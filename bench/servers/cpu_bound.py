@@ -67,8 +67,8 @@ async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 def listens(addresses: list[Any]) -> None:
-    """Announce the port; called when all cores are ready."""
-    serving.announce(addresses[0][1])
+    """Announce the address; called when all cores are ready."""
+    serving.announce(f"{serving.HOST}:{addresses[0][1]}")
 
 
 def main() -> None:

@@ -22,11 +22,5 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)
 
 
-async def listen() -> asyncio.Server:
-    """Open the server."""
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(Echo, serving.HOST, 0, backlog=serving.BACKLOG)
-
-
 if __name__ == "__main__":
-    serving.main(listen, __doc__)
+    serving.serve_streams(Echo, __doc__)

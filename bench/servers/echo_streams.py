@@ -21,10 +21,10 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.close()
 
 
-async def listen() -> asyncio.Server:
-    """Open the server."""
-    return await asyncio.start_server(echo, serving.HOST, 0, backlog=serving.BACKLOG)
+def protocol() -> asyncio.StreamReaderProtocol:
+    """Make the protocol that `asyncio.start_server` makes."""
+    return asyncio.StreamReaderProtocol(asyncio.StreamReader(), echo)
 
 
 if __name__ == "__main__":
-    serving.main(listen, __doc__)
+    serving.serve_streams(protocol, __doc__)

@@ -2,22 +2,24 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
 use lexopt::prelude::*;
 
 use crate::fleet::Wait;
+use crate::socket::Address;
 
 pub const USAGE: &str = "\
 kloop-load: compare servers by visiting them in turn, in short bursts of keep-alive requests
 
-usage: kloop-load --target NAME=HOST:PORT[@PID] [--target ...] --connections N --size BYTES
+usage: kloop-load --target NAME=ADDRESS[@PID] [--target ...] --connections N --size BYTES
                   (--duration SECONDS | --rounds N --burst-ms MS) [options]
 
-  --target NAME=HOST:PORT[@PID]  a server; with PID, its processor time per request is reported
-  --connections N                connections to each target, one request in flight on each
+  --target NAME=ADDRESS[@PID]    a server at HOST:PORT, unix:PATH or udp:HOST:PORT; with PID, its
+                                 processor time per request is reported
+  --connections N                connections to each target, one request in flight on each; over
+                                 UDP, a request without a reply for 200 ms is lost
   --size BYTES                   bytes of an echo
   --duration SECONDS             one burst of that length for each target
   --rounds N                     visits to each target; every other round goes in reverse order
@@ -36,7 +38,7 @@ reply is wrong. Exit code 2: the command line makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub name: String,
-    pub address: SocketAddr,
+    pub address: Address,
     pub pid: Option<u32>,
 }
 
@@ -44,20 +46,17 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let malformed = || format!("'{text}' is not NAME=HOST:PORT[@PID]");
+        let malformed = || format!("'{text}' is not NAME=ADDRESS[@PID]");
         let (name, rest) = text.split_once('=').ok_or_else(malformed)?;
         if name.is_empty() {
             return Err(malformed());
         }
-        let (host, pid) = match rest.rsplit_once('@') {
-            Some((host, pid)) => (host, Some(pid.parse().map_err(|_| malformed())?)),
+        let (address, pid) = match rest.rsplit_once('@') {
+            Some((address, pid)) => (address, Some(pid.parse().map_err(|_| malformed())?)),
             None => (rest, None),
         };
-        let address = host
-            .to_socket_addrs()
-            .map_err(|error| format!("target '{name}': {host}: {error}"))?
-            .next()
-            .ok_or_else(|| format!("target '{name}': {host} has no address"))?;
+        let address =
+            address.parse().map_err(|error| format!("target '{name}': {address}: {error}"))?;
         Ok(Self { name: name.to_owned(), address, pid })
     }
 }
@@ -193,12 +192,22 @@ mod tests {
         let plan = plan(
             "--target a=127.0.0.1:80 --target b=[::1]:81@77 --connections 3 --size 9 --duration 1.5",
         );
-        assert_eq!(plan.targets[0].address, "127.0.0.1:80".parse().unwrap());
+        assert_eq!(plan.targets[0].address, Address::Tcp("127.0.0.1:80".parse().unwrap()));
         assert_eq!(plan.targets[0].pid, None);
-        assert_eq!(plan.targets[1].address, "[::1]:81".parse().unwrap());
+        assert_eq!(plan.targets[1].address, Address::Tcp("[::1]:81".parse().unwrap()));
         assert_eq!(plan.targets[1].pid, Some(77));
         assert_eq!((plan.rounds, plan.burst), (1, Duration::from_millis(1500)));
         assert_eq!(plan.wait, Wait::Spin);
+    }
+
+    #[test]
+    fn targets_of_other_transports() {
+        let rest = "--connections 1 --size 1 --duration 1";
+        let plan = plan(&format!("--target a=unix:/tmp/x@7 --target b=udp:[::1]:5 {rest}"));
+        assert_eq!(plan.targets[0].address, Address::Unix("/tmp/x".into()));
+        assert_eq!(plan.targets[0].pid, Some(7));
+        assert_eq!(plan.targets[1].address, Address::Udp("[::1]:5".parse().unwrap()));
+        assert_eq!(plan.targets[1].address.to_string(), "udp:[::1]:5");
     }
 
     #[test]
@@ -215,8 +224,8 @@ mod tests {
     fn nonsense_is_refused_in_words() {
         let rest = "--connections 1 --size 1 --duration 1";
         assert_eq!(complaint(rest), "--target is missing");
-        assert!(complaint(&format!("--target x {rest}")).contains("NAME=HOST:PORT"));
-        assert!(complaint(&format!("--target a=127.0.0.1:1@x {rest}")).contains("NAME=HOST:PORT"));
+        assert!(complaint(&format!("--target x {rest}")).contains("NAME=ADDRESS"));
+        assert!(complaint(&format!("--target a=127.0.0.1:1@x {rest}")).contains("NAME=ADDRESS"));
         let target = "--target a=127.0.0.1:1";
         assert!(complaint(&format!("{target} --connections 0")).contains("at least 1"));
         assert!(complaint(&format!("{target} {rest} --rounds 1")).contains("--duration"));

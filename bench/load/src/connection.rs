@@ -1,13 +1,16 @@
 //! One kept-alive connection and the exchange in flight on it.
 
 use std::io::{self, Read, Write};
-use std::net::{self, SocketAddr};
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
-use mio::{Interest, Registry, Token};
+use mio::{Registry, Token};
 
 use crate::protocol::{Progress, Protocol, Scrutiny, WrongReply};
+use crate::socket::{Address, Socket};
+
+/// How long a reply may take on a socket that can lose it. A late one would go to a port that is
+/// closed by then.
+const LOSS_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Where a connection stands after it did what it could.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +38,7 @@ impl From<io::Error> for Failure {
 
 /// A connection with at most one exchange in flight.
 pub struct Connection<P: Protocol> {
-    stream: TcpStream,
+    socket: Socket,
     index: usize,
     begun: u64,
     flight: Option<Flight<P::Exchange>>,
@@ -51,22 +54,25 @@ struct Flight<E> {
 impl<P: Protocol> Connection<P> {
     /// Connects, waiting at most `timeout`, and registers the socket under `index`.
     pub fn open(
-        address: SocketAddr,
+        address: &Address,
         timeout: Duration,
         registry: &Registry,
         index: usize,
     ) -> io::Result<Self> {
-        let stream = net::TcpStream::connect_timeout(&address, timeout)?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        let mut stream = TcpStream::from_std(stream);
-        registry.register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { stream, index, begun: 0, flight: None })
+        let mut socket = Socket::connect(address, timeout)?;
+        socket.register(registry, Token(index))?;
+        Ok(Self { socket, index, begun: 0, flight: None })
     }
 
     /// When the exchange in flight began.
     pub fn in_flight_since(&self) -> Option<Instant> {
         self.flight.as_ref().map(|flight| flight.since)
+    }
+
+    /// Whether the exchange in flight must be taken for lost.
+    pub fn is_lost(&self, now: Instant) -> bool {
+        let overdue = |since| now.saturating_duration_since(since) > LOSS_TIMEOUT;
+        self.socket.is_lossy() && self.in_flight_since().is_some_and(overdue)
     }
 
     /// Begins an exchange and sends what the socket takes of its request.
@@ -79,7 +85,7 @@ impl<P: Protocol> Connection<P> {
             first: self.begun == 0,
         });
         self.begun += 1;
-        send(&mut self.stream, protocol, flight)?;
+        send(&mut self.socket, protocol, flight)?;
         Ok(())
     }
 
@@ -92,12 +98,12 @@ impl<P: Protocol> Connection<P> {
         thorough: bool,
     ) -> Result<Step, Failure> {
         let Some(flight) = &mut self.flight else {
-            return idle(&mut self.stream);
+            return idle(&mut self.socket);
         };
-        send(&mut self.stream, protocol, flight)?;
+        send(&mut self.socket, protocol, flight)?;
         let scrutiny = if thorough || flight.first { Scrutiny::Full } else { Scrutiny::Quick };
         loop {
-            let bytes = match self.stream.read(buffer) {
+            let bytes = match self.socket.read(buffer) {
                 Ok(0) => return Err(closed().into()),
                 Ok(count) => &buffer[..count],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -120,7 +126,7 @@ impl<P: Protocol> Connection<P> {
 
 /// Sends more of the request, as much as the socket takes.
 fn send<P: Protocol>(
-    stream: &mut TcpStream,
+    socket: &mut Socket,
     protocol: &P,
     flight: &mut Flight<P::Exchange>,
 ) -> io::Result<()> {
@@ -129,7 +135,7 @@ fn send<P: Protocol>(
         if rest.is_empty() {
             return Ok(());
         }
-        match stream.write(rest) {
+        match socket.write(rest) {
             Ok(count) => flight.sent += count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -139,9 +145,9 @@ fn send<P: Protocol>(
 }
 
 /// Looks at a socket that reports something though nothing was asked of it.
-fn idle(stream: &mut TcpStream) -> Result<Step, Failure> {
+fn idle(socket: &mut Socket) -> Result<Step, Failure> {
     let mut byte = [0];
-    match stream.read(&mut byte) {
+    match socket.read(&mut byte) {
         Ok(0) => Err(closed().into()),
         Ok(_) => {
             Err(Failure::Wrong(WrongReply("bytes came back that nothing was sent for".into())))

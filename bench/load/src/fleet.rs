@@ -1,7 +1,6 @@
 //! All connections to one target, and a burst of exchanges over them.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -9,12 +8,16 @@ use mio::{Events, Poll};
 
 use crate::connection::{Connection, Failure, Step};
 use crate::protocol::{Protocol, WrongReply};
+use crate::socket::Address;
 
 /// Bytes taken from a socket at a time.
 const READ_BYTES: usize = 256 * 1024;
 
 /// What a single wait may last at most when the client sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+
+/// How often to look for exchanges that got lost.
+const LOSS_CHECK: Duration = Duration::from_millis(20);
 
 /// How many failures are kept in words; all are counted.
 const KEPT_MESSAGES: usize = 5;
@@ -60,6 +63,8 @@ pub struct Burst {
 /// What all bursts together did.
 pub struct Tally {
     pub latency: Histogram<u64>,
+    /// Exchanges without a reply on sockets that may lose it.
+    pub lost: u64,
     pub errors: u64,
     /// The first few errors, in words.
     pub messages: Vec<String>,
@@ -70,6 +75,7 @@ impl Tally {
         Self {
             latency: Histogram::new_with_bounds(LOWEST_LATENCY, HIGHEST_LATENCY, 3)
                 .expect("constant bounds are valid"),
+            lost: 0,
             errors: 0,
             messages: Vec::new(),
         }
@@ -85,7 +91,7 @@ impl Tally {
 
 /// The connections to one target.
 pub struct Fleet<P: Protocol> {
-    address: SocketAddr,
+    address: Address,
     protocol: P,
     poll: Poll,
     events: Events,
@@ -97,14 +103,14 @@ pub struct Fleet<P: Protocol> {
 impl<P: Protocol> Fleet<P> {
     /// Opens all `connections`; an error if any of them cannot be opened.
     pub fn connect(
-        address: SocketAddr,
+        address: Address,
         protocol: P,
         connections: usize,
         patience: Duration,
     ) -> Result<Self, Fault> {
         let poll = Poll::new().map_err(Fault::Poll)?;
         let connections = (0..connections)
-            .map(|index| Connection::open(address, patience, poll.registry(), index).map(Some))
+            .map(|index| Connection::open(&address, patience, poll.registry(), index).map(Some))
             .collect::<io::Result<Vec<_>>>()
             .map_err(Fault::Unreachable)?;
         Ok(Self {
@@ -136,7 +142,7 @@ impl<P: Protocol> Fleet<P> {
             if slot.is_some() {
                 continue;
             }
-            match Connection::open(self.address, patience, self.poll.registry(), index) {
+            match Connection::open(&self.address, patience, self.poll.registry(), index) {
                 Ok(connection) => *slot = Some(connection),
                 Err(error) => {
                     self.tally.error(format!("cannot reconnect: {error}"));
@@ -164,6 +170,7 @@ impl<P: Protocol> Fleet<P> {
             in_flight += usize::from(self.begin(index, Instant::now())?);
         }
         let mut now = Instant::now();
+        let mut loss_check = now + LOSS_CHECK;
         while in_flight > 0 {
             if now >= give_up {
                 self.abandon(pace.patience);
@@ -203,6 +210,11 @@ impl<P: Protocol> Fleet<P> {
                     }
                 }
             }
+            // After what has arrived, for it may be this process that was late.
+            if now >= loss_check {
+                loss_check = now + LOSS_CHECK;
+                in_flight -= self.give_up_lost(now, now < deadline, pace.patience)?;
+            }
         }
         Ok(Burst { requests, elapsed: start.elapsed() })
     }
@@ -216,6 +228,31 @@ impl<P: Protocol> Fleet<P> {
             Ok(()) => Ok(true),
             Err(failure) => self.lose(index, failure).map(|()| false),
         }
+    }
+
+    /// Counts the exchanges that got lost, and begins others in their place if `resend`, on new
+    /// sockets in any case. How many fewer are in flight then.
+    fn give_up_lost(
+        &mut self,
+        now: Instant,
+        resend: bool,
+        patience: Duration,
+    ) -> Result<usize, Fault> {
+        let mut fewer = 0;
+        for index in 0..self.connections.len() {
+            if !self.connections[index].as_ref().is_some_and(|known| known.is_lost(now)) {
+                continue;
+            }
+            self.tally.lost += 1;
+            self.connections[index] = None;
+            let registry = self.poll.registry();
+            match Connection::open(&self.address, patience, registry, index) {
+                Ok(connection) => self.connections[index] = Some(connection),
+                Err(error) => self.tally.error(format!("cannot reconnect: {error}")),
+            }
+            fewer += usize::from(!(resend && self.begin(index, now)?));
+        }
+        Ok(fewer)
     }
 
     fn record(&mut self, latency: Duration) {

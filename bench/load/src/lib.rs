@@ -12,3 +12,4 @@ pub mod fleet;
 pub mod protocol;
 pub mod report;
 pub mod session;
+pub mod socket;

@@ -18,6 +18,8 @@ pub struct Report {
 pub struct TargetReport {
     pub name: String,
     pub requests: u64,
+    /// Exchanges without a reply on sockets that may lose it: UDP.
+    pub lost: u64,
     pub errors: u64,
     /// The first few errors, in words.
     pub error_messages: Vec<String>,

@@ -66,8 +66,9 @@ impl<P: Protocol> Visited<P> {
             None => None,
             Some(pid) => Some(ServerClock::new(pid).map_err(|error| no_clock(target, &error))?),
         };
-        let fleet = Fleet::connect(target.address, protocol, plan.connections, plan.timeout)
-            .map_err(|fault| describe(target, fault))?;
+        let fleet =
+            Fleet::connect(target.address.clone(), protocol, plan.connections, plan.timeout)
+                .map_err(|fault| describe(target, fault))?;
         Ok(Self { target: target.clone(), fleet, clock, rounds: Vec::with_capacity(plan.rounds) })
     }
 
@@ -112,6 +113,7 @@ impl<P: Protocol> Visited<P> {
         TargetReport {
             name: self.target.name,
             requests: totals.requests,
+            lost: tally.lost,
             errors: tally.errors,
             error_messages: tally.messages.clone(),
             seconds: totals.seconds,

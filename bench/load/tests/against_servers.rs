@@ -1,7 +1,8 @@
 //! The command against small servers made of threads: good ones, and each kind of bad one.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Output};
 use std::thread;
 
@@ -37,6 +38,25 @@ fn each_chunk(mut stream: TcpStream, mut reply: impl FnMut(usize, &mut Vec<u8>) 
 
 fn echo(stream: TcpStream) {
     each_chunk(stream, |_, _| true);
+}
+
+/// A UDP server that calls `reply` for each datagram; what that makes of it is sent back, unless it
+/// is empty.
+fn datagram_server(mut reply: impl FnMut(&mut Vec<u8>) + Send + 'static) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let address = socket.local_addr().expect("a bound socket has an address");
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+            let mut datagram = buffer[..count].to_vec();
+            reply(&mut datagram);
+            if !datagram.is_empty() {
+                // The client's socket may be gone.
+                let _ = socket.send_to(&datagram, from);
+            }
+        }
+    });
+    address
 }
 
 fn load(arguments: &[&str]) -> Output {
@@ -144,6 +164,67 @@ fn ipv6_targets_work() {
     let target = format!("six={}", server("::1", echo));
     let report = report(&short_run(&target, &["--size", "1", "--duration", "0.05"]));
     assert!(number(&report["targets"][0]["requests"]) >= 4.0);
+}
+
+#[test]
+fn unix_targets_work() {
+    let path = std::env::temp_dir().join(format!("kloop-load-{}", std::process::id()));
+    let listener = UnixListener::bind(&path).expect("a new path");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { break };
+            thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut stream));
+        }
+    });
+    let target = format!("unix=unix:{}@{}", path.display(), std::process::id());
+    let output = short_run(&target, &["--size", "100000", "--duration", "0.05"]);
+    std::fs::remove_file(&path).unwrap();
+    let report = report(&output);
+    assert_eq!(report["targets"][0]["errors"], 0);
+    assert!(number(&report["targets"][0]["requests"]) >= 4.0);
+}
+
+#[test]
+fn udp_targets_work() {
+    let target = format!("udp=udp:{}", datagram_server(|_| ()));
+    let report = report(&short_run(&target, &["--size", "1000", "--duration", "0.05"]));
+    let target = &report["targets"][0];
+    assert_eq!((&target["errors"], &target["lost"]), (&0.into(), &0.into()));
+    assert!(number(&target["requests"]) >= 4.0);
+}
+
+#[test]
+fn lost_datagrams_are_counted_and_sent_anew() {
+    let mut seen = 0;
+    let server = datagram_server(move |datagram| {
+        seen += 1;
+        // The first of each of four connections.
+        if seen <= 4 {
+            datagram.clear();
+        }
+    });
+    let rest = ["--size", "10", "--duration", "0.3"];
+    let report = report(&short_run(&format!("udp=udp:{server}"), &rest));
+    let target = &report["targets"][0];
+    assert_eq!((&target["errors"], &target["lost"]), (&0.into(), &4.into()));
+    assert!(number(&target["requests"]) >= 4.0);
+}
+
+#[test]
+fn a_silent_udp_server_does_not_hold_the_run_up() {
+    let server = datagram_server(Vec::clear);
+    let rest = ["--size", "10", "--duration", "0.05"];
+    let report = report(&short_run(&format!("mute=udp:{server}"), &rest));
+    let target = &report["targets"][0];
+    assert_eq!((&target["requests"], &target["lost"]), (&0.into(), &4.into()));
+}
+
+#[test]
+fn a_changed_datagram_is_seen() {
+    let server = datagram_server(|datagram| datagram[9] ^= 1);
+    let rest = ["--size", "10", "--duration", "0.05"];
+    let output = short_run(&format!("liar=udp:{server}"), &rest);
+    assert!(complaint(&output).contains("byte 9 of 10 differs"));
 }
 
 #[test]
