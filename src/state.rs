@@ -7,7 +7,9 @@ use std::ffi::CStr;
 use crate::event_loop::{EventLoop, Handle, Poll, Watch};
 use crate::percore::{Cores, Worker};
 use crate::py::{FreeList, ModuleState, Obj, Result, ToObj, Type, Visit};
-use crate::transport::{DatagramTransport, Listener, StreamTransport};
+use crate::transport::{
+    DatagramTransport, Listener, ReadPipeTransport, StreamTransport, WritePipeTransport,
+};
 
 macro_rules! names {
     ($($name:ident),* $(,)?) => {
@@ -84,6 +86,8 @@ pub struct State {
     pub poll: Type<Poll>,
     pub stream_transport: Type<StreamTransport>,
     pub datagram_transport: Type<DatagramTransport>,
+    read_pipe_transport: Type<ReadPipeTransport>,
+    write_pipe_transport: Type<WritePipeTransport>,
     pub listener: Type<Listener>,
     pub cores: Type<Cores>,
     pub worker: Type<Worker>,
@@ -116,9 +120,10 @@ impl ModuleState for State {
         let gil = module.gil();
         let asyncio = Obj::import(gil, c"asyncio")?;
         // sendfile() asks for this subclass of asyncio.Transport.
-        let transport = Obj::import(gil, c"asyncio.transports")?.get(c"_FlowControlMixin")?;
+        let flow_control = Obj::import(gil, c"asyncio.transports")?.get(c"_FlowControlMixin")?;
         // As asyncio's own, which is a Transport too.
-        let datagram = Obj::tuple(gil, &[transport.clone(), asyncio.get(c"DatagramTransport")?])?;
+        let datagram =
+            Obj::tuple(gil, &[flow_control.clone(), asyncio.get(c"DatagramTransport")?])?;
         let base_loop = asyncio.get(c"BaseEventLoop")?;
         let handle = Type::<Handle>::create(module, None)?;
         let timer = Handle::timer_type(&handle, module)?;
@@ -129,8 +134,10 @@ impl ModuleState for State {
             timer,
             watch: Type::create(module, None)?,
             poll: Type::create(module, None)?,
-            stream_transport: Type::create(module, Some(&transport))?,
+            stream_transport: Type::create(module, Some(&flow_control))?,
             datagram_transport: Type::create(module, Some(&datagram))?,
+            read_pipe_transport: Type::create(module, Some(&asyncio.get(c"ReadTransport")?))?,
+            write_pipe_transport: Type::create(module, Some(&flow_control))?,
             listener: Type::create(module, None)?,
             cores: Type::create(module, None)?,
             worker: Type::create(module, None)?,
@@ -163,6 +170,8 @@ impl ModuleState for State {
         visit.class(&self.poll);
         visit.class(&self.stream_transport);
         visit.class(&self.datagram_transport);
+        visit.class(&self.read_pipe_transport);
+        visit.class(&self.write_pipe_transport);
         visit.class(&self.listener);
         visit.class(&self.cores);
         visit.class(&self.worker);

@@ -104,10 +104,10 @@ class Recording(asyncio.BaseProtocol):
         self._awaited: list[tuple[int, asyncio.Future[None]]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        assert isinstance(transport, asyncio.BaseTransport)
         assert not self.calls
         self.calls.append("connection_made")
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         self.made.set_result(None)
 
     def connection_lost(self, exc: BaseException | None) -> None:

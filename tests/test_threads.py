@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from support import LOCALHOST
+from pipes import make_pipe
+from support import LOCALHOST, Recorder, pattern
 
 Loop = asyncio.AbstractEventLoop
 
@@ -74,6 +75,34 @@ def test_servers_connections_and_readers_move_with_the_loop(new_loop: Callable[[
         with running(loop):
             asyncio.run_coroutine_threadsafe(go_on(), loop).result(LIMIT)
     loop.run_until_complete(stop())
+    loop.close()
+
+
+@pytest.mark.usefixtures("no_fd_left")
+def test_pipes_move_with_the_loop(new_loop: Callable[[], Loop]) -> None:
+    loop = new_loop()
+    data = pattern(1 << 20)
+
+    async def start() -> tuple[Recorder, Recorder, Recorder]:
+        ours, theirs = make_pipe()
+        _, reader = await loop.connect_read_pipe(Recorder, ours)
+        _, writer = await loop.connect_write_pipe(Recorder, theirs)
+        unread, idle = make_pipe()
+        _, bystander = await loop.connect_write_pipe(Recorder, idle)
+        writer.transport.write(data)
+        loop.call_soon(unread.close)
+        return reader, writer, bystander
+
+    async def finish() -> None:
+        assert await reader.received(len(data)) == data
+        writer.transport.close()
+        for protocol in (reader, writer, bystander):
+            assert await protocol.lost is None
+
+    reader, writer, bystander = loop.run_until_complete(start())
+    assert len(reader.data) < len(data)
+    with running(loop):
+        asyncio.run_coroutine_threadsafe(finish(), loop).result(LIMIT)
     loop.close()
 
 

@@ -27,6 +27,15 @@ class Loop:
     def _inherited(self) -> bool: ...
     def stats(self) -> Stats: ...
     def _close_ring(self) -> None: ...
+    def _add_reader(
+        self,
+        fd: Any,
+        callback: Callable[..., object],
+        /,
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> Handle: ...
+    def _remove_reader(self, fd: Any, /) -> bool: ...
     def _watched(self, fd: Any, /) -> int: ...
     def _ensure_fd_no_transport(self, fd: Any) -> None: ...
     def _poll(self, fd: int, events: int, /) -> Poll: ...
@@ -67,6 +76,28 @@ class DatagramTransport(asyncio.transports._FlowControlMixin, asyncio.DatagramTr
     ) -> Self: ...
     @property
     def _sock(self) -> socket.socket: ...
+
+@final
+class ReadPipeTransport(asyncio.ReadTransport):
+    def __new__(
+        cls,
+        loop: Loop,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Self: ...
+
+@final
+class WritePipeTransport(asyncio.WriteTransport):
+    def __new__(
+        cls,
+        loop: Loop,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Self: ...
 
 @final
 class Listener:

@@ -6,11 +6,12 @@ runs once per loop, server or connection set-up. Everything else is inherited fr
 Names of asyncio's that are overridden or relied upon here and in the native base, checked against
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
 _check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
-_make_datagram_transport, _make_self_pipe, _make_socket_transport, _make_ssl_transport,
-_remove_reader, _remove_writer, _run_once, _sendfile_native, _signal_handlers,
-_sock_sendfile_native, _ssock, _start_serving, _stop_serving, _stopping, _task_factory, _thread_id,
-_write_to_self; BaseSelectorEventLoop._accept_connection2; Handle._repr_info;
-base_events._format_handle; base_events._check_ssl_socket; format_helpers._format_callback_source.
+_make_datagram_transport, _make_read_pipe_transport, _make_self_pipe, _make_socket_transport,
+_make_ssl_transport, _make_write_pipe_transport, _remove_reader, _remove_writer, _run_once,
+_sendfile_native, _signal_handlers, _sock_sendfile_native, _ssock, _start_serving, _stop_serving,
+_stopping, _task_factory, _thread_id, _write_to_self; BaseSelectorEventLoop._accept_connection2;
+Handle._repr_info; base_events._check_ssl_socket; base_events._format_handle;
+format_helpers._format_callback_source.
 """
 
 import asyncio
@@ -160,6 +161,24 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
         )
         _kloop.StreamTransport(self, rawsock, tls, None, extra, server, context)
         return tls._app_transport  # type: ignore[no-any-return]
+
+    def _make_read_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.ReadTransport:
+        return _kloop.ReadPipeTransport(self, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.WriteTransport:
+        return _kloop.WritePipeTransport(self, pipe, protocol, waiter, extra)
 
     async def _sendfile_native(
         self, transp: _kloop.StreamTransport, file: Any, offset: int, count: int | None

@@ -16,6 +16,7 @@ mod choice;
 mod epoll;
 mod fork;
 mod op;
+pub mod pipe;
 mod setup_error;
 mod slab;
 pub mod socket;

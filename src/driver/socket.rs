@@ -8,17 +8,17 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
-/// The most parts that sendmsg(2) takes: `UIO_MAXIOV` of linux/uio.h.
-const IOV_MAX: usize = 1024;
+/// The most parts that sendmsg(2) and writev(2) take: `UIO_MAXIOV` of linux/uio.h.
+pub(super) const IOV_MAX: usize = 1024;
 
 #[inline]
-fn check(result: libc::ssize_t) -> io::Result<usize> {
+pub(super) fn check(result: libc::ssize_t) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
 }
 
 /// Repeats a call that a signal interrupted.
 #[inline]
-fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+pub(super) fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
     loop {
         match check(call()) {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
@@ -145,17 +145,21 @@ pub fn set_nodelay(fd: RawFd) -> io::Result<()> {
 /// Fails where epoll_ctl(2) with `EPOLL_CTL_ADD` would: `EBADF` for a closed descriptor, `EPERM`
 /// for regular files, directories and others that are always ready.
 pub fn check_pollable(fd: RawFd) -> io::Result<()> {
-    let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: fstat writes one stat structure, for which there is room.
-    check(unsafe { libc::fstat(fd, status.as_mut_ptr()) } as _)?;
-    // SAFETY: fstat succeeded, so it has written all of it.
-    let kind = unsafe { status.assume_init() }.st_mode & libc::S_IFMT;
-    match kind {
+    match file_type(fd)? {
         libc::S_IFSOCK | libc::S_IFIFO => Ok(()),
         libc::S_IFREG | libc::S_IFDIR => Err(io::Error::from_raw_os_error(libc::EPERM)),
         // Devices and anonymous inodes: only the kernel knows.
         _ => try_epoll(fd),
     }
+}
+
+/// `S_IFIFO`, `S_IFSOCK`, `S_IFCHR`, ...: fstat(2).
+pub(super) fn file_type(fd: RawFd) -> io::Result<libc::mode_t> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fstat writes one stat structure, for which there is room.
+    check(unsafe { libc::fstat(fd, status.as_mut_ptr()) } as _)?;
+    // SAFETY: fstat succeeded, so it has written all of it.
+    Ok(unsafe { status.assume_init() }.st_mode & libc::S_IFMT)
 }
 
 fn try_epoll(fd: RawFd) -> io::Result<()> {

@@ -16,6 +16,7 @@ pub type Result<T> = std::result::Result<T, Exc>;
 /// The built-in exceptions that native code raises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
+    Assertion,
     Connection,
     OS,
     Runtime,
@@ -29,6 +30,7 @@ impl Kind {
         // SAFETY: these are static objects of the running CPython, the same in all interpreters.
         unsafe {
             match self {
+                Kind::Assertion => ffi::PyExc_AssertionError,
                 Kind::Connection => ffi::PyExc_ConnectionError,
                 Kind::OS => ffi::PyExc_OSError,
                 Kind::Runtime => ffi::PyExc_RuntimeError,
@@ -46,6 +48,10 @@ impl Exc {
         // SAFETY: attached (token); a static exception class and a C string.
         unsafe { ffi::PyErr_SetString(kind.class(), text.as_ptr()) };
         Exc::fetch(gil)
+    }
+
+    pub fn assertion_error(gil: Gil, message: impl AsRef<str>) -> Self {
+        Exc::new(gil, Kind::Assertion, message)
     }
 
     pub fn type_error(gil: Gil, message: impl AsRef<str>) -> Self {
@@ -133,6 +139,14 @@ impl Exc {
     pub fn is_would_block(&self) -> bool {
         // SAFETY: static exception classes.
         unsafe { self.is_a(ffi::PyExc_BlockingIOError) || self.is_a(ffi::PyExc_InterruptedError) }
+    }
+
+    /// The number of an `OSError`; `None` for other exceptions and where it has none.
+    pub fn errno(&self) -> Option<i32> {
+        if !self.is_os_error() {
+            return None;
+        }
+        self.0.get(c"errno").and_then(|errno| errno.to_i32()).ok()
     }
 
     /// Reports an exception that has nowhere to go, through `sys.unraisablehook`.

@@ -93,21 +93,33 @@ impl Base {
 pub trait Transport: Native + Deref<Target = Base> {
     /// The poll(2) events that tell when to read.
     const READ_EVENTS: u32;
+    /// Whether one poll tells of each arrival once, so that `read` must leave nothing behind.
+    /// Otherwise there is a new poll after each read, which tells of what is left.
+    const MULTISHOT: bool = true;
     const READ_ERROR: &'static str;
     /// The warning about many writes after the connection was lost.
-    const LOST_WARNING: &'static str;
+    const LOST_WARNING: &'static str = "";
 
     /// Reads what is there, in the transport's context, and gives it to the protocol.
     fn read(this: &Ref<Self>, events: u32) -> Result<()>;
 
+    /// The poll(2) events that tell when to read, where that depends on the file.
+    fn read_events(&self) -> u32 {
+        Self::READ_EVENTS
+    }
+
     /// `write_op` has something to report.
-    fn on_written(this: &Ref<Self>, outcome: Outcome) -> Result<()>;
+    fn on_written(_: &Ref<Self>, _: Outcome) -> Result<()> {
+        Ok(())
+    }
 
     /// `write_op` is lost with its ring: the loop has moved to another thread.
-    fn on_write_lost(this: &Ref<Self>) -> Result<()>;
+    fn on_write_lost(_: &Ref<Self>) -> Result<()> {
+        Ok(())
+    }
 
     /// Forgets what was not sent yet.
-    fn drop_unsent(&self);
+    fn drop_unsent(&self) {}
 
     /// Whether an error goes without a report, as those of the network do.
     fn is_expected(error: &Exc) -> bool {

@@ -1,5 +1,7 @@
 //! From connection_made() to connection_lost().
 
+use std::cell::Cell;
+
 use super::base::Transport;
 use super::reading::Reading;
 use crate::driver::socket;
@@ -136,16 +138,20 @@ pub(super) trait Lifecycle: Transport {
 
     /// Writes to a lost connection are dropped; many of them are a bug worth a warning.
     fn connection_is_lost(this: &Ref<Self>) -> Result<bool> {
-        let lost = this.lost.get();
-        if lost == 0 && !this.is_released() {
+        if this.lost.get() == 0 && !this.is_released() {
             return Ok(false);
         }
-        if lost >= WRITES_BEFORE_WARNING {
+        Self::count_lost_write(this, &this.lost)?;
+        Ok(true)
+    }
+
+    fn count_lost_write(this: &Ref<Self>, count: &Cell<u32>) -> Result<()> {
+        if count.get() >= WRITES_BEFORE_WARNING {
             let text = Self::LOST_WARNING.to_obj(this.gil())?;
             this.home.obj().call_method(&this.home.state.names._warn, [&text])?;
         }
-        this.lost.set(lost.saturating_add(1));
-        Ok(true)
+        count.set(count.get().saturating_add(1));
+        Ok(())
     }
 
     fn schedule_connection_lost(this: &Ref<Self>, error: Option<&Obj>) -> Result<()> {

@@ -1,4 +1,5 @@
-//! Native transports: stream sockets, the listeners that accept them, and datagram sockets.
+//! Native transports: stream sockets with the listeners that accept them, datagram sockets, and
+//! pipes.
 //!
 //! A transport reads when its multishot poll says so, with a direct `recv`, and writes with a
 //! direct `send`; only what the socket does not take at once waits for the ring. The contract
@@ -12,8 +13,10 @@ mod datagram;
 mod flow;
 mod lifecycle;
 mod names;
+mod pipe;
 mod reading;
 mod stream;
 
 pub use datagram::DatagramTransport;
+pub use pipe::{ReadPipeTransport, WritePipeTransport};
 pub use stream::{Listener, StreamTransport, accept_stream};

@@ -8,7 +8,7 @@ use crate::driver::SocketAddress;
 use crate::event_loop::EventLoop;
 use crate::py::{Args, Obj, ObjCell, Ref, Result, Signature, ToObj, Visit};
 
-const GET_EXTRA_INFO: Signature<2> = Signature {
+pub(super) const GET_EXTRA_INFO: Signature<2> = Signature {
     function: "get_extra_info",
     names: ["name", "default"],
     required: 1,

@@ -1,4 +1,4 @@
-//! When to read: a multishot poll tells, unless the protocol has paused reading.
+//! When to read: a poll tells, unless the protocol has paused reading.
 
 use super::base::{Transport, owner};
 use super::lifecycle::Lifecycle;
@@ -8,12 +8,14 @@ use crate::py::{Exc, Ref, Result};
 
 pub(super) trait Reading: Transport {
     fn start_reading(this: &Ref<Self>) -> Result<()> {
-        if this.closing.get() || this.read_ended.get() || this.read_op.get().is_some() {
+        let done = this.closing.get() || this.read_ended.get();
+        // What is known to be there is read first.
+        if done || this.read_op.get().is_some() || this.missed.get() != 0 {
             return Ok(());
         }
-        let (fd, owner) = (this.fd.get(), owner(this));
-        let events = Self::READ_EVENTS;
-        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, events, true, owner)) {
+        let (fd, events, owner) = (this.fd.get(), this.read_events(), owner(this));
+        let multishot = Self::MULTISHOT;
+        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, events, multishot, owner)) {
             Ok(op) => {
                 this.read_op.set(Some(op));
                 Ok(())
@@ -39,14 +41,18 @@ pub(super) trait Reading: Transport {
             Ok(events) => Self::read_or_keep(this, events),
             Err(error) => Self::fatal_error(this, Exc::os(this.gil(), &error), Self::READ_ERROR),
         };
-        // The kernel may end a multishot poll, as when the completion queue was full.
+        // A poll ends with its report; a multishot one too sometimes, as when the completion queue was full.
         if more { read } else { read.and(Self::start_reading(this)) }
     }
 
     /// Reads what a pause has kept back, or what was left when the turn was over.
     fn read_missed(this: &Ref<Self>) -> Result<()> {
         let events = this.missed.replace(0);
-        if events == 0 { Ok(()) } else { Self::read_or_keep(this, events) }
+        if events == 0 {
+            return Ok(());
+        }
+        Self::read_or_keep(this, events)?;
+        Self::start_reading(this)
     }
 
     /// An error leaves the loop, but what it has left unread must not be forgotten: the poll does

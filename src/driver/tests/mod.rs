@@ -4,6 +4,7 @@
 // The same files are modules of both kinds' tests.
 #![allow(clippy::duplicate_mod)]
 
+mod pipes;
 mod setup;
 mod sockets;
 
