@@ -7,11 +7,12 @@ Names of asyncio's that are overridden or relied upon here and in the native bas
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
 _check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
 _make_datagram_transport, _make_read_pipe_transport, _make_self_pipe, _make_socket_transport,
-_make_ssl_transport, _make_write_pipe_transport, _remove_reader, _remove_writer, _run_once,
-_sendfile_native, _signal_handlers, _sock_sendfile_native, _ssock, _start_serving, _stop_serving,
-_stopping, _task_factory, _thread_id, _write_to_self; BaseSelectorEventLoop._accept_connection2;
+_make_ssl_transport, _make_subprocess_transport, _make_write_pipe_transport, _remove_reader,
+_remove_writer, _run_once, _sendfile_native, _signal_handlers, _sock_sendfile_native, _ssock,
+_start_serving, _stop_serving, _stopping, _task_factory, _thread_id, _write_to_self;
+BaseSelectorEventLoop._accept_connection2; BaseSubprocessTransport._proc, _process_exited and _wait;
 Handle._repr_info; base_events._check_ssl_socket; base_events._format_handle;
-format_helpers._format_callback_source.
+format_helpers._format_callback_source; unix_events._UnixSubprocessTransport.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ import selectors
 import socket
 import warnings
 import weakref
-from asyncio import base_events, constants, format_helpers, sslproto, trsock
+from asyncio import base_events, constants, format_helpers, sslproto, trsock, unix_events
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -29,6 +30,7 @@ from ssl import SSLContext
 from typing import Any, cast
 
 from kloop import _kloop
+from kloop.children import ChildWatcher
 from kloop.sockets import SocketCalls
 
 __all__ = ["Loop", "new_event_loop", "run"]
@@ -71,6 +73,7 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
         self._listeners: dict[int, _kloop.Listener] = {}
         self._ssock: socket.socket | None = None
         self._csock: socket.socket | None = None
+        self._child_watcher = ChildWatcher()
         super().__init__(cast(Any, _WatchTable(self)))
 
     def close(self) -> None:
@@ -78,6 +81,7 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
         super().close()
         self._listeners.clear()
         self._close_ring()
+        self._child_watcher.close()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """See asyncio.loop.call_exception_handler. Does nothing in a forked child."""
@@ -179,6 +183,36 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
         extra: dict[str, Any] | None = None,
     ) -> asyncio.WriteTransport:
         return _kloop.WritePipeTransport(self, pipe, protocol, waiter, extra)
+
+    async def _make_subprocess_transport(
+        self,
+        protocol: asyncio.SubprocessProtocol,
+        *args: Any,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> asyncio.SubprocessTransport:
+        waiter = self.create_future()
+        make: Any = unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
+        try:
+            transport = make(self, protocol, *args, waiter=waiter, extra=extra, **kwargs)
+        except RuntimeError as error:
+            if "subinterpreters" not in str(error):
+                raise
+            raise RuntimeError(
+                "a worker of serve_per_core() cannot run preexec_fn, for it is a subinterpreter: "
+                "use Popen's other options (cwd, umask, user, start_new_session, ...), or "
+                'workers="processes"'
+            ) from error
+        self._child_watcher.watch(self, transport)
+        try:
+            await waiter
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            transport.close()
+            await asyncio.shield(transport._wait())
+            raise
+        return transport  # type: ignore[no-any-return]
 
     async def _sendfile_native(
         self, transp: _kloop.StreamTransport, file: Any, offset: int, count: int | None

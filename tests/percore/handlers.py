@@ -340,6 +340,51 @@ async def subprocesses() -> list[Any]:
 
 
 @function
+async def many_subprocesses(count: int) -> list[int | None]:
+    async def run(number: int) -> int | None:
+        process = await asyncio.create_subprocess_shell(
+            f"cat; exit {number}", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        data = b"%d" % number * 50_000
+        assert (await process.communicate(data))[0] == data
+        return process.returncode
+
+    return await asyncio.gather(*map(run, range(count)))
+
+
+@function
+async def killed_subprocess() -> int:
+    process = await asyncio.create_subprocess_exec("sleep", "100")
+    process.terminate()
+    return await process.wait()
+
+
+@function
+async def preexec_fn() -> str:
+    try:
+        process = await asyncio.create_subprocess_exec("true", preexec_fn=print)
+    except RuntimeError as error:
+        return str(error)
+    return str(await process.wait())
+
+
+@function
+async def subprocess_without_pidfd() -> list[Any]:
+    def refuse(pid: int, flags: int = 0) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    original, os.pidfd_open = os.pidfd_open, refuse
+    try:
+        process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+    finally:
+        os.pidfd_open = original
+    waits = [thread for thread in threading.enumerate() if "wait" in thread.name]
+    assert process.stdin is not None
+    process.stdin.close()
+    return [len(waits), await process.wait()]
+
+
+@function
 async def tls_client(port: int) -> list[str]:
     from support import client_context
 
