@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, cast
@@ -108,13 +109,18 @@ class Server:
         script: str,
         *arguments: str,
         environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
-        """Prepare `script` from the servers' folder; `name` is for the reports."""
+        """Prepare `script` from the servers' folder; `name` is for the reports.
+
+        The server inherits `descriptors`.
+        """
         self.name = name
         self.lines: list[str] = []
         self._address: str | None = None
         self._command = [sys.executable, str(SERVERS / script), *arguments]
         self._environment = {**os.environ, **(environment or {})}
+        self._descriptors = descriptors
         self._listens = threading.Event()
 
     def __enter__(self) -> Self:
@@ -128,6 +134,7 @@ class Server:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            pass_fds=self._descriptors,
         )
         try:
             self._reader = threading.Thread(target=self._read, daemon=True)
@@ -159,6 +166,11 @@ class Server:
     def target(self) -> str:
         """The server, as the load client's `--target` has it."""
         return f"{self.name}={self._address}@{self._process.pid}"
+
+    def cpu_seconds(self) -> float:
+        """Read the processor time that the server has used so far."""
+        # The clock of another process: clock_getcpuclockid(3) of the C library computes it so.
+        return time.clock_gettime((~self._process.pid << 3) | 2)
 
     def _kill(self) -> None:
         if self._process.poll() is None:
