@@ -4,7 +4,7 @@
 
 use std::ffi::CStr;
 
-use crate::event_loop::{EventLoop, Handle, Poll, Watch};
+use crate::event_loop::{EventLoop, HandleTypes, Poll, Watch};
 use crate::percore::{Cores, Worker};
 use crate::py::{FreeList, ModuleState, Obj, Result, ToObj, Type, Visit};
 use crate::transport::{
@@ -13,9 +13,11 @@ use crate::transport::{
 
 macro_rules! names {
     ($($name:ident),* $(,)?) => {
-        /// Interned attribute and method names.
+        /// Interned names of attributes, methods and classes.
+        #[allow(non_snake_case)]
         pub struct Names { $(pub $name: Obj),* }
 
+        #[allow(non_snake_case)]
         impl Names {
             fn create(module: &Obj) -> Result<Self> {
                 let gil = module.gil();
@@ -36,6 +38,8 @@ fn cstr(text: &'static str) -> &'static CStr {
 }
 
 names!(
+    Future,
+    Task,
     _accept_failed,
     _attach,
     _callback_failed,
@@ -44,7 +48,6 @@ names!(
     _check_thread,
     _connection_failed,
     _debug_log,
-    _describe_handle,
     _detach,
     _io_failed,
     _read_ready,
@@ -70,18 +73,19 @@ names!(
     resume_writing,
     sendto,
     done,
+    set,
     set_exception,
     set_result,
     setblocking,
+    wait,
 );
 
 pub struct State {
-    /// Memory of dead handles and timers.
-    pub handles: FreeList,
+    /// Memory of dead handles.
+    pub spare_handles: FreeList,
     pub names: Names,
     pub event_loop: Type<EventLoop>,
-    pub handle: Type<Handle>,
-    pub timer: Type<Handle>,
+    pub handles: HandleTypes,
     pub watch: Type<Watch>,
     pub poll: Type<Poll>,
     pub stream_transport: Type<StreamTransport>,
@@ -91,15 +95,16 @@ pub struct State {
     pub listener: Type<Listener>,
     pub cores: Type<Cores>,
     pub worker: Type<Worker>,
-    /// `asyncio.Future` and `asyncio.Task`, the C ones where CPython has them.
-    pub future: Obj,
-    pub task: Obj,
+    /// The modules `asyncio.futures` and `asyncio.tasks`.
+    pub futures: Obj,
+    pub tasks: Obj,
     /// `asyncio.BaseEventLoop.create_task`: what to do when there is a task factory.
     pub base_create_task: Obj,
     pub buffered_protocol: Obj,
     pub transport_socket: Obj,
     pub socket: Obj,
     pub extract_stack: Obj,
+    pub threading_event: Obj,
     pub to_fd: Obj,
     pub warn: Obj,
     pub resource_warning: Obj,
@@ -125,13 +130,10 @@ impl ModuleState for State {
         let datagram =
             Obj::tuple(gil, &[flow_control.clone(), asyncio.get(c"DatagramTransport")?])?;
         let base_loop = asyncio.get(c"BaseEventLoop")?;
-        let handle = Type::<Handle>::create(module, None)?;
-        let timer = Handle::timer_type(&handle, module)?;
         Ok(State {
             names: Names::create(module)?,
             event_loop: Type::create(module, None)?,
-            handle,
-            timer,
+            handles: HandleTypes::create(module)?,
             watch: Type::create(module, None)?,
             poll: Type::create(module, None)?,
             stream_transport: Type::create(module, Some(&flow_control))?,
@@ -141,14 +143,15 @@ impl ModuleState for State {
             listener: Type::create(module, None)?,
             cores: Type::create(module, None)?,
             worker: Type::create(module, None)?,
-            handles: FreeList::with_capacity(SPARE_HANDLES),
-            future: asyncio.get(c"Future")?,
-            task: asyncio.get(c"Task")?,
+            spare_handles: FreeList::with_capacity(SPARE_HANDLES),
+            futures: Obj::import(gil, c"asyncio.futures")?,
+            tasks: Obj::import(gil, c"asyncio.tasks")?,
             base_create_task: base_loop.get(c"create_task")?,
             buffered_protocol: asyncio.get(c"BufferedProtocol")?,
             transport_socket: Obj::import(gil, c"asyncio.trsock")?.get(c"TransportSocket")?,
             socket: Obj::import(gil, c"socket")?.get(c"socket")?,
             extract_stack: Obj::import(gil, c"asyncio.format_helpers")?.get(c"extract_stack")?,
+            threading_event: Obj::import(gil, c"threading")?.get(c"Event")?,
             to_fd: Obj::import(gil, c"selectors")?.get(c"_fileobj_to_fd")?,
             warn: Obj::import(gil, c"warnings")?.get(c"warn")?,
             resource_warning: Obj::import(gil, c"builtins")?.get(c"ResourceWarning")?,
@@ -164,8 +167,7 @@ impl ModuleState for State {
     fn traverse(&self, visit: &mut Visit) {
         self.names.traverse(visit);
         visit.class(&self.event_loop);
-        visit.class(&self.handle);
-        visit.class(&self.timer);
+        self.handles.traverse(visit);
         visit.class(&self.watch);
         visit.class(&self.poll);
         visit.class(&self.stream_transport);
@@ -176,13 +178,14 @@ impl ModuleState for State {
         visit.class(&self.cores);
         visit.class(&self.worker);
         for obj in [
-            &self.future,
-            &self.task,
+            &self.futures,
+            &self.tasks,
             &self.base_create_task,
             &self.buffered_protocol,
             &self.transport_socket,
             &self.socket,
             &self.extract_stack,
+            &self.threading_event,
             &self.to_fd,
             &self.warn,
             &self.resource_warning,
@@ -198,6 +201,6 @@ impl ModuleState for State {
 impl Drop for State {
     fn drop(&mut self) {
         // Before the types.
-        self.handles.close();
+        self.spare_handles.close();
     }
 }

@@ -148,6 +148,28 @@ async def test_a_task_factory_gets_any_keyword(loop: Loop) -> None:
     assert flavours == ["sweet"]
 
 
+async def test_replaced_task_and_future_classes_are_used(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Task(asyncio.Task[None]):
+        pass
+
+    class Future(asyncio.Future[None]):
+        pass
+
+    async def body() -> None:
+        pass
+
+    monkeypatch.setattr(asyncio.tasks, "Task", Task)
+    monkeypatch.setattr(asyncio.futures, "Future", Future)
+    tasks = [loop.create_task(body()), loop.create_task(body(), name="named")]
+    assert [type(task) for task in tasks] == [Task, Task]
+    assert type(loop.create_future()) is Future
+    monkeypatch.undo()
+    assert type(loop.create_future()) is asyncio.Future
+    await asyncio.gather(*tasks)
+
+
 def test_a_task_factory_must_be_callable(loop: Loop) -> None:
     with pytest.raises(TypeError, match="task factory must be a callable or None"):
         loop.set_task_factory(7)  # type: ignore[arg-type]

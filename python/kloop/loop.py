@@ -6,13 +6,14 @@ runs once per loop, server or connection set-up. Everything else is inherited fr
 Names of asyncio's that are overridden or relied upon here and in the native base, checked against
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
 _check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
-_make_datagram_transport, _make_read_pipe_transport, _make_self_pipe, _make_socket_transport,
-_make_ssl_transport, _make_subprocess_transport, _make_write_pipe_transport, _remove_reader,
-_remove_writer, _run_once, _sendfile_native, _signal_handlers, _sock_sendfile_native, _ssock,
-_start_serving, _stop_serving, _stopping, _task_factory, _thread_id, _write_to_self;
+_internal_fds, _make_datagram_transport, _make_read_pipe_transport, _make_self_pipe,
+_make_socket_transport, _make_ssl_transport, _make_subprocess_transport, _make_write_pipe_transport,
+_remove_reader, _remove_writer, _run_once, _sendfile_native, _signal_handlers,
+_sock_sendfile_native, _ssock, _start_serving, _stop_serving, _stopping, _task_factory, _thread_id,
+_write_to_self; the slots of Handle, TimerHandle and _ThreadSafeHandle;
 BaseSelectorEventLoop._accept_connection2; BaseSubprocessTransport._proc, _process_exited and _wait;
-Handle._repr_info; base_events._check_ssl_socket; base_events._format_handle;
-format_helpers._format_callback_source; unix_events._UnixSubprocessTransport.
+base_events._check_ssl_socket; base_events._format_handle; format_helpers._format_callback_source;
+futures.Future; tasks.Task; unix_events._UnixSubprocessTransport.
 """
 
 import asyncio
@@ -69,6 +70,8 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
     them raises RuntimeError. It can make loops of its own.
     """
 
+    _internal_fds: int  # asyncio's count of the descriptors that it holds for itself
+
     def __init__(self) -> None:
         self._listeners: dict[int, _kloop.Listener] = {}
         self._ssock: socket.socket | None = None
@@ -91,15 +94,16 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
     # Signals arrive through a socket pair, which exists only once a handler is added.
 
     def _make_self_pipe(self) -> None:
-        pass
+        self._internal_fds += 1  # what wakes the ring
 
     def _close_self_pipe(self) -> None:
+        self._internal_fds -= 1
         if self._csock is not None:
             super()._close_self_pipe()  # type: ignore[misc]
 
     def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:  # type: ignore[override]
         """See asyncio.loop.add_signal_handler."""
-        if self._csock is None:
+        if self._csock is None and not self.is_closed():
             super()._make_self_pipe()  # type: ignore[misc]
         super().add_signal_handler(sig, callback, *args)
 
@@ -309,12 +313,6 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
             {"message": f"Exception in I/O callback of {owner!r}", "exception": error}
         )
 
-    def _describe_handle(self, handle: Any) -> str:
-        info = asyncio.Handle._repr_info(handle)  # type: ignore[attr-defined]
-        if isinstance(handle, _kloop.TimerHandle):
-            info.insert(2 if handle.cancelled() else 1, f"when={handle.when()}")
-        return f"<{' '.join(info)}>"
-
     def _run_in_debug_mode(self, handle: Any) -> None:
         self._current_handle = handle
         try:
@@ -328,7 +326,7 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
     def _check_duration(self, executed: Any, seconds: float) -> None:
         if seconds >= self.slow_callback_duration:
             name = repr(executed)
-            if isinstance(executed, _kloop.Handle):
+            if isinstance(executed, asyncio.Handle):
                 name = base_events._format_handle(executed)  # type: ignore[attr-defined]
             logger.warning("Executing %s took %.3f seconds", name, seconds)
 

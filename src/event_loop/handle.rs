@@ -1,15 +1,17 @@
 //! `Handle` and `TimerHandle`: callbacks that wait for their turn.
 //!
-//! The semantics are those of asyncio.Handle and asyncio.TimerHandle. The arguments are stored in
-//! the handle itself, and the memory of dead handles is used again.
+//! They extend asyncio's classes of these names, whose slots stay empty: the attributes here hide
+//! them. The arguments are stored in the handle itself, and the memory of dead handles is used
+//! again.
 
 use std::cell::Cell;
 use std::ffi::CStr;
 
 use super::EventLoop;
+use super::run_lock::RunLock;
 use crate::py::{
-    CallArgs, Describe, FreeList, GetSet, Method, Native, Obj, ObjCell, Ref, Result, ToObj, Type,
-    Visit, copy_current_context, enter_context,
+    CallArgs, FreeList, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result, ToObj, Type,
+    Variant, Visit, copy_current_context, enter_context,
 };
 
 pub struct Handle {
@@ -28,6 +30,16 @@ pub struct Handle {
     when: f64,
     /// For timers that wait: the place in the loop's heap.
     pub(super) heap_index: Cell<Option<u32>>,
+    /// For handles that other threads may use.
+    lock: Option<RunLock>,
+}
+
+/// The types of handles of one interpreter. They extend asyncio's.
+pub struct HandleTypes {
+    pub plain: Type<Handle>,
+    pub timer: Type<Handle>,
+    /// Since CPython 3.14.
+    pub thread_safe: Option<Type<Handle>>,
 }
 
 impl Handle {
@@ -39,7 +51,23 @@ impl Handle {
         args: &[Obj],
         context: Option<&Obj>,
     ) -> Result<Ref<Handle>> {
-        Self::make(home, &home.state.handle, callback, args, context, 0.0)
+        Self::make(home, &home.state.handles.plain, callback, args, context, 0.0, None)
+    }
+
+    /// A new handle whose creator may be in another thread.
+    pub fn create_thread_safe(
+        home: &Ref<EventLoop>,
+        callback: &Obj,
+        args: &[Obj],
+        context: Option<&Obj>,
+    ) -> Result<Ref<Handle>> {
+        match &home.state.handles.thread_safe {
+            Some(class) => {
+                let lock = Some(RunLock::default());
+                Self::make(home, class, callback, args, context, 0.0, lock)
+            }
+            None => Self::create(home, callback, args, context),
+        }
     }
 
     /// A new timer for `when` seconds of the loop's clock.
@@ -50,7 +78,7 @@ impl Handle {
         args: &[Obj],
         context: Option<&Obj>,
     ) -> Result<Ref<Handle>> {
-        Self::make(home, &home.state.timer, callback, args, context, when)
+        Self::make(home, &home.state.handles.timer, callback, args, context, when, None)
     }
 
     #[inline]
@@ -61,13 +89,14 @@ impl Handle {
         args: &[Obj],
         context: Option<&Obj>,
         when: f64,
+        lock: Option<RunLock>,
     ) -> Result<Ref<Handle>> {
         let context = match context {
             Some(context) => context.clone(),
             None => copy_current_context(home.gil())?,
         };
         let handle = class.alloc_from(
-            &home.state.handles,
+            &home.state.spare_handles,
             Handle {
                 home: home.clone(),
                 callback: ObjCell::new(callback.clone()),
@@ -79,6 +108,7 @@ impl Handle {
                 kept_repr: ObjCell::empty(),
                 when,
                 heap_index: Cell::new(None),
+                lock,
             },
         )?;
         if home.debug() {
@@ -104,7 +134,19 @@ impl Handle {
     /// errors; others go to the loop's exception handler.
     #[inline]
     pub fn run_queued(this: &Ref<Handle>) -> Result<()> {
-        if this.kept.get() { Self::run(this) } else { Self::run_once(this) }
+        match &this.lock {
+            None if this.kept.get() => Self::run_and_keep(this),
+            None => Self::run_once(this),
+            Some(lock) => lock.hold(&this.home.state, || Self::run_once(this)),
+        }
+    }
+
+    /// As asyncio's `_run()`: the callback stays.
+    fn run(this: &Ref<Handle>) -> Result<()> {
+        match &this.lock {
+            None => Self::run_and_keep(this),
+            Some(lock) => lock.hold(&this.home.state, || Self::run_and_keep(this)),
+        }
     }
 
     /// Takes the callback out to call it, which saves the references that a copy would cost.
@@ -122,7 +164,7 @@ impl Handle {
     }
 
     /// Runs the callback and keeps it, for handles that run many times.
-    pub fn run(this: &Ref<Handle>) -> Result<()> {
+    fn run_and_keep(this: &Ref<Handle>) -> Result<()> {
         let Some(callback) = this.callback.get() else { return Ok(()) };
         let args = this.copy_args();
         match this.call(&callback, &args) {
@@ -145,13 +187,14 @@ impl Handle {
     }
 
     pub fn cancel(this: &Ref<Handle>) -> Result<()> {
+        this.wait_for_runner()?;
         if this.cancelled.get() {
             return Ok(());
         }
         this.cancelled.set(true);
         if this.home.debug() {
             // Debug messages show what was cancelled.
-            this.kept_repr.set(Some(Handle::describe(this)?.to_obj(this.gil())?));
+            this.kept_repr.set(Some(this.obj().repr().to_obj(this.gil())?));
         }
         this.home.timer_cancelled(this);
         drop(this.callback.take());
@@ -160,6 +203,15 @@ impl Handle {
     }
 
     fn cancelled(this: &Ref<Handle>) -> Result<bool> {
+        this.wait_for_runner()?;
+        Ok(this.cancelled.get())
+    }
+
+    fn wait_for_runner(&self) -> Result<()> {
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.wait(&self.home.state))
+    }
+
+    fn get_cancelled(this: &Ref<Handle>) -> Result<bool> {
         Ok(this.cancelled.get())
     }
 
@@ -188,12 +240,8 @@ impl Handle {
         Ok(this.source_traceback.get())
     }
 
-    fn describe(this: &Ref<Handle>) -> Result<String> {
-        if let Some(kept) = this.kept_repr.get() {
-            return Ok(kept.display());
-        }
-        let names = &this.home.state.names;
-        Ok(this.home.obj().call_method(&names._describe_handle, [this.obj()])?.display())
+    fn get_repr(this: &Ref<Handle>) -> Result<Option<Obj>> {
+        Ok(this.kept_repr.get())
     }
 
     fn get_when(this: &Ref<Handle>) -> Result<f64> {
@@ -203,23 +251,72 @@ impl Handle {
     fn get_scheduled(this: &Ref<Handle>) -> Result<bool> {
         Ok(this.heap_index.get().is_some())
     }
+}
 
-    pub fn timer_type(handle: &Type<Handle>, module: &Obj) -> Result<Type<Handle>> {
-        handle.variant(
-            module,
-            c"kloop._kloop.TimerHandle",
-            c"A callback that runs at a time. As asyncio.TimerHandle.",
-            const { &[Method::noargs(c"when", Handle::get_when), Method::END] },
-            const {
-                &[
-                    GetSet::get(c"_when", Handle::get_when),
-                    GetSet::get(c"_scheduled", Handle::get_scheduled),
-                    GetSet::END,
-                ]
-            },
-        )
+impl HandleTypes {
+    pub fn create(module: &Obj) -> Result<Self> {
+        let events = Obj::import(module.gil(), c"asyncio.events")?;
+        let (plain, timer) = (events.get(c"Handle")?, events.get(c"TimerHandle")?);
+        let thread_safe = events.get(c"_ThreadSafeHandle").ok();
+        Type::<Handle>::place_behind([&plain, &timer].into_iter().chain(&thread_safe));
+        let plain = Variant {
+            name: Handle::NAME,
+            doc: Handle::DOC,
+            getsets: Handle::GETSETS,
+            base: Some(&plain),
+        };
+        let timer = Variant {
+            name: c"kloop._kloop.TimerHandle",
+            doc: c"A callback that runs at a time. As asyncio.TimerHandle.",
+            getsets: TIMER_GETSETS,
+            base: Some(&timer),
+        };
+        let thread_safe = thread_safe.as_ref().map(|base| Variant {
+            name: c"kloop._kloop.ThreadSafeHandle",
+            doc: c"A callback that other threads may cancel.",
+            getsets: Handle::GETSETS,
+            base: Some(base),
+        });
+        let create = |variant: &Variant<Handle>| Type::create_variant(module, variant);
+        Ok(HandleTypes {
+            plain: create(&plain)?,
+            timer: create(&timer)?,
+            thread_safe: thread_safe.as_ref().map(create).transpose()?,
+        })
+    }
+
+    pub fn traverse(&self, visit: &mut Visit) {
+        visit.class(&self.plain);
+        visit.class(&self.timer);
+        if let Some(class) = &self.thread_safe {
+            visit.class(class);
+        }
     }
 }
+
+const CALLBACK: GetSet<Handle> = GetSet::get(c"_callback", Handle::get_callback);
+const ARGS: GetSet<Handle> = GetSet::get(c"_args", Handle::get_args);
+const CANCELLED: GetSet<Handle> = GetSet::get(c"_cancelled", Handle::get_cancelled);
+const CONTEXT: GetSet<Handle> = GetSet::get(c"_context", Handle::get_context);
+const LOOP: GetSet<Handle> = GetSet::get(c"_loop", Handle::get_loop);
+const REPR: GetSet<Handle> = GetSet::get(c"_repr", Handle::get_repr);
+const SOURCE_TRACEBACK: GetSet<Handle> =
+    GetSet::get(c"_source_traceback", Handle::get_source_traceback);
+
+const TIMER_GETSETS: &[GetSet<Handle>] = &[
+    CALLBACK,
+    ARGS,
+    CANCELLED,
+    CONTEXT,
+    LOOP,
+    REPR,
+    SOURCE_TRACEBACK,
+    GetSet::get(c"_when", Handle::get_when),
+    GetSet::get(c"_scheduled", Handle::get_scheduled),
+    GetSet::END,
+];
+
+static OFFSET: Offset = Offset::new();
 
 impl Native for Handle {
     const NAME: &'static CStr = c"kloop._kloop.Handle";
@@ -231,24 +328,21 @@ impl Native for Handle {
         Method::noargs(c"_run", Handle::run),
         Method::END,
     ];
-    const GETSETS: &'static [GetSet<Self>] = &[
-        GetSet::get(c"_callback", Handle::get_callback),
-        GetSet::get(c"_args", Handle::get_args),
-        GetSet::get(c"_cancelled", Handle::cancelled),
-        GetSet::get(c"_context", Handle::get_context),
-        GetSet::get(c"_loop", Handle::get_loop),
-        GetSet::get(c"_source_traceback", Handle::get_source_traceback),
-        GetSet::END,
-    ];
-    // TimerHandle inherits from it.
-    const SUBCLASSABLE: bool = true;
-    const REPR: Option<Describe<Self>> = Some(Handle::describe);
+    const GETSETS: &'static [GetSet<Self>] =
+        &[CALLBACK, ARGS, CANCELLED, CONTEXT, LOOP, REPR, SOURCE_TRACEBACK, GetSet::END];
+
+    fn extends() -> Option<&'static Offset> {
+        Some(&OFFSET)
+    }
 
     fn traverse(&self, visit: &mut Visit) {
         visit.native(&self.home);
         visit.cell(&self.callback);
         visit.obj(&self.context);
         visit.cell(&self.source_traceback);
+        if let Some(lock) = &self.lock {
+            lock.traverse(visit);
+        }
         let args = self.args.replace(CallArgs::NONE);
         args.iter().for_each(|arg| visit.obj(arg));
         self.args.set(args);
@@ -261,6 +355,6 @@ impl Native for Handle {
     }
 
     fn free_list(&self) -> Option<FreeList> {
-        Some(self.home.state.handles.clone())
+        Some(self.home.state.spare_handles.clone())
     }
 }

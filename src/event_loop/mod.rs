@@ -11,6 +11,7 @@ mod choose;
 mod handle;
 mod mailbox;
 mod poll;
+mod run_lock;
 mod schedule;
 mod tasks;
 mod timers;
@@ -23,7 +24,7 @@ use std::ffi::CStr;
 use std::os::fd::RawFd;
 
 pub use choose::{chosen_driver, open_driver};
-pub use handle::Handle;
+pub use handle::{Handle, HandleTypes};
 pub use mailbox::Mailbox;
 pub use poll::Poll;
 pub use watch::Watch;

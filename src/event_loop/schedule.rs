@@ -23,7 +23,7 @@ impl EventLoop {
         if this.debug() {
             Self::check_callback(this, callback, "call_soon_threadsafe")?;
         }
-        let handle = Handle::create(this, callback, rest, context)?;
+        let handle = Handle::create_thread_safe(this, callback, rest, context)?;
         // The caller holds the GIL, so the loop's thread is not inside a borrow of the queue.
         this.push_ready(handle.clone());
         Self::wake(this)?;

@@ -1,11 +1,14 @@
-//! Futures and tasks: asyncio's C types, made without a detour through Python.
+//! Futures and tasks: asyncio's C types, made without a detour through Python. As asyncio does, this
+//! looks the classes up each time, for tests and tools replace them.
 
 use super::EventLoop;
 use crate::py::{Args, Obj, Ref, Result, ToObj};
 
 impl EventLoop {
     pub fn create_future(this: &Ref<EventLoop>) -> Result<Obj> {
-        this.state.future.call_with_names(&[this.obj()], &this.state.loop_keyword)
+        let state = &this.state;
+        let future = state.futures.module_item(&state.names.Future)?;
+        future.call_with_names(&[this.obj()], &state.loop_keyword)
     }
 
     /// `asyncio.Task(coro, loop=self, **kwargs)`. Task factories, debug mode and wrong calls are
@@ -22,9 +25,10 @@ impl EventLoop {
         if !known || this.debug() || this.is_closed() || this.task_factory.is_some() {
             return Self::create_task_by_asyncio(this, args);
         }
+        let task = this.state.tasks.module_item(&this.state.names.Task)?;
         if keywords.is_empty() {
             let args = [coroutine, this.obj()];
-            return this.state.task.call_with_names(&args, &this.state.loop_keyword);
+            return task.call_with_names(&args, &this.state.loop_keyword);
         }
         let mut names = vec!["loop".to_obj(gil)?];
         let mut values = vec![coroutine, this.obj()];
@@ -32,7 +36,7 @@ impl EventLoop {
             names.push(name.clone());
             values.push(value);
         }
-        this.state.task.call_with_names(&values, &Obj::tuple(gil, &names)?)
+        task.call_with_names(&values, &Obj::tuple(gil, &names)?)
     }
 
     fn create_task_by_asyncio(this: &Ref<EventLoop>, args: &Args) -> Result<Obj> {

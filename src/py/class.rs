@@ -71,7 +71,7 @@ impl Offset {
     }
 }
 
-/// CPython aligns what a type adds to its base as `max_align_t`.
+/// CPython aligns instances as `max_align_t`, and so does this what a type adds to its base.
 const TYPE_DATA_ALIGNMENT: usize = 16;
 
 const fn own_offset<T>() -> usize {
@@ -175,6 +175,16 @@ impl<A, R> Clone for Bound<A, R> {
     }
 }
 
+/// What the types of one `T` differ in.
+pub struct Variant<'a, T: Native> {
+    pub name: &'static CStr,
+    pub doc: &'static CStr,
+    /// Ends with [`GetSet::END`].
+    pub getsets: &'static [GetSet<T>],
+    /// The Python class that the type extends.
+    pub base: Option<&'a Obj>,
+}
+
 /// A type object of one interpreter.
 pub struct Type<T: Native>(Obj, PhantomData<*const T>);
 
@@ -193,29 +203,25 @@ impl<T: Native> Type<T> {
     /// Makes the type for `module` and adds it there. `base` is the Python class that it extends,
     /// or a tuple of classes.
     pub fn create(module: &Obj, base: Option<&Obj>) -> Result<Self> {
-        Self::build(module, base, T::NAME, T::DOC, T::METHODS, T::GETSETS)
+        Self::place_behind(base);
+        let variant = Variant { name: T::NAME, doc: T::DOC, getsets: T::GETSETS, base };
+        Self::create_variant(module, &variant)
     }
 
-    /// Makes a subtype that holds the same value and adds methods and attributes to this type's.
-    pub fn variant(
-        &self,
-        module: &Obj,
-        name: &'static CStr,
-        doc: &'static CStr,
-        methods: &'static [Method<T>],
-        getsets: &'static [GetSet<T>],
-    ) -> Result<Self> {
-        Self::build(module, Some(&self.0), name, doc, methods, getsets)
+    /// Says which classes the types of a `T` extend: the value lies behind what any of them has.
+    pub fn place_behind<'a>(bases: impl IntoIterator<Item = &'a Obj>) {
+        let Some(place) = T::extends() else { return };
+        let end = bases.into_iter().map(instance_size).max().unwrap_or_default();
+        place.0.store(end.next_multiple_of(TYPE_DATA_ALIGNMENT), Ordering::Relaxed);
     }
 
-    fn build(
-        module: &Obj,
-        base: Option<&Obj>,
-        name: &'static CStr,
-        doc: &'static CStr,
-        methods: &'static [Method<T>],
-        getsets: &'static [GetSet<T>],
-    ) -> Result<Self> {
+    /// As [`Type::create`], for one of several types of a `T`. [`Type::place_behind`] comes first.
+    pub fn create_variant(module: &Obj, variant: &Variant<T>) -> Result<Self> {
+        let Variant { name, doc, getsets, base } = variant;
+        if base.is_some_and(|base| instance_size(base) > offset::<T>()) {
+            return Err(Exc::runtime_error(module.gil(), "the value would lie inside its base"));
+        }
+        let methods = T::METHODS;
         debug_assert!(methods.last().is_some_and(Method::is_end));
         debug_assert!(getsets.last().is_some_and(GetSet::is_end));
         let mut flags = ffi::Py_TPFLAGS_DEFAULT | ffi::Py_TPFLAGS_HAVE_GC;
@@ -253,14 +259,9 @@ impl<T: Native> Type<T> {
             table.push(slot(ffi::Py_tp_finalize, slots::finalize::<T> as *mut c_void));
         }
         table.push(slot(0, std::ptr::null_mut()));
-        let size = size_of::<T>() as c_int;
         let mut spec = ffi::PyType_Spec {
             name: name.as_ptr(),
-            // A negative size is what the type adds to its base (PEP 697).
-            basicsize: match T::extends() {
-                Some(_) => -size,
-                None => own_offset::<T>() as c_int + size,
-            },
+            basicsize: (offset::<T>() + size_of::<T>()) as c_int,
             itemsize: 0,
             flags: flags as c_uint,
             slots: table.as_mut_ptr(),
@@ -270,12 +271,6 @@ impl<T: Native> Type<T> {
         unsafe {
             let base = base.map_or(std::ptr::null_mut(), Obj::as_ptr);
             let made = Obj::owned(ffi::PyType_FromModuleAndSpec(module.as_ptr(), &mut spec, base))?;
-            if let Some(place) = T::extends() {
-                // What PyObject_GetTypeData computes, which wants an instance.
-                let base = (*made.as_ptr().cast::<ffi::PyTypeObject>()).tp_base;
-                let end = (*base).tp_basicsize as usize;
-                place.0.store(end.next_multiple_of(TYPE_DATA_ALIGNMENT), Ordering::Relaxed);
-            }
             module.check(ffi::PyModule_AddType(module.as_ptr(), made.as_ptr().cast()))?;
             Ok(Type(made, PhantomData))
         }
@@ -307,18 +302,21 @@ impl<T: Native> Type<T> {
         }
     }
 
+    pub fn is_type_of(&self, obj: &Obj) -> bool {
+        // SAFETY: live objects.
+        unsafe { ffi::PyObject_TypeCheck(obj.as_ptr(), self.0.as_ptr().cast()) != 0 }
+    }
+
     /// The instance behind `obj`; `TypeError` where it is something else.
     pub fn cast<'a>(&self, obj: &'a Obj) -> Result<&'a Ref<T>> {
-        // SAFETY: live objects; an instance of the type may be viewed as a `Ref`.
-        unsafe {
-            if ffi::PyObject_TypeCheck(obj.as_ptr(), self.0.as_ptr().cast()) == 0 {
-                return Err(Exc::type_error(
-                    obj.gil(),
-                    format!("a {} was expected, got {}", self.name(), obj.type_name()),
-                ));
-            }
-            Ok(&*(obj as *const Obj).cast())
+        if !self.is_type_of(obj) {
+            return Err(Exc::type_error(
+                obj.gil(),
+                format!("a {} was expected, got {}", self.name(), obj.type_name()),
+            ));
         }
+        // SAFETY: an instance of the type may be viewed as a `Ref`.
+        Ok(unsafe { &*(obj as *const Obj).cast() })
     }
 
     pub fn obj(&self) -> &Obj {
@@ -328,6 +326,12 @@ impl<T: Native> Type<T> {
     fn name(&self) -> String {
         T::NAME.to_string_lossy().rsplit('.').next().unwrap_or_default().to_owned()
     }
+}
+
+/// The size of a class's own instances, in bytes.
+fn instance_size(class: &Obj) -> usize {
+    // SAFETY: a live type object, as every base class is.
+    unsafe { (*class.as_ptr().cast::<ffi::PyTypeObject>()).tp_basicsize as usize }
 }
 
 fn slot(slot: c_int, pfunc: *mut c_void) -> ffi::PyType_Slot {

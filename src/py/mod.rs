@@ -32,7 +32,7 @@ mod slots;
 pub use args::{Args, Signature};
 pub use buffer::{Buffer, WritableBuffer};
 pub use call::CallArgs;
-pub use class::{Bound, Construct, Describe, Native, Offset, Ref, Type, Visit};
+pub use class::{Bound, Construct, Describe, Native, Offset, Ref, Type, Variant, Visit};
 pub use context::{copy_context, copy_current_context, enter_context};
 pub use convert::ToObj;
 pub use error::{Exc, Result};

@@ -160,6 +160,7 @@ impl Obj {
     }
 
     /// `self.get(key)` for a dict.
+    #[inline]
     pub fn dict_item(&self, key: &Obj) -> Result<Option<Obj>> {
         // SAFETY: live objects; a null without an exception means that the key is missing.
         unsafe {
@@ -171,6 +172,21 @@ impl Obj {
                 return Err(Exc::fetch(self.gil()));
             }
             Ok(None)
+        }
+    }
+
+    /// `self.name` for a module, which any code may have replaced.
+    #[inline]
+    pub fn module_item(&self, name: &Obj) -> Result<Obj> {
+        // SAFETY: a live object; the module owns its dict, or there is an exception.
+        let names = unsafe { ffi::PyModule_GetDict(self.as_ptr()) };
+        if names.is_null() {
+            return Err(Exc::fetch(self.gil()));
+        }
+        // SAFETY: as above.
+        match unsafe { Obj::view(&names) }.dict_item(name)? {
+            Some(value) => Ok(value),
+            None => self.attr(name),
         }
     }
 
@@ -249,6 +265,7 @@ impl Obj {
 }
 
 /// A place for an optional reference that can change while Python runs: no borrow ever escapes.
+#[derive(Default)]
 pub struct ObjCell(Cell<Option<Obj>>);
 
 impl ObjCell {

@@ -115,13 +115,16 @@ pub(super) unsafe extern "C" fn dealloc<T: Native>(this: *mut ffi::PyObject) {
             return;
         }
         ffi::PyObject_GC_UnTrack(this.cast());
-        if T::WEAK_REFERENCES {
+        let class = ffi::Py_TYPE(this);
+        let weak_references = (*class).tp_weaklistoffset; // the type's own, or its base class's
+        if weak_references != 0
+            && !this.byte_offset(weak_references).cast::<*mut ffi::PyObject>().read().is_null()
+        {
             ffi::PyObject_ClearWeakRefs(this);
         }
         if T::ANY_ATTRIBUTES {
             PyObject_ClearManagedDict(this);
         }
-        let class = ffi::Py_TYPE(this);
         let data = this.byte_add(offset::<T>()).cast::<T>();
         let list = (*data).free_list();
         guard_silent(|| std::ptr::drop_in_place(data));

@@ -1,0 +1,211 @@
+"""Handles as objects: their classes, comparisons, weak references, and use by other threads."""
+
+import asyncio
+import gc
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from support import in_thread, wait_until_blocked
+
+Loop = asyncio.AbstractEventLoop
+
+since_3_14 = pytest.mark.skipif(
+    sys.version_info < (3, 14), reason="asyncio's handles know threads since CPython 3.14"
+)
+
+
+def callback() -> None:
+    pass
+
+
+def test_handles_are_instances_of_asyncios_classes(loop: Loop) -> None:
+    soon, threadsafe = loop.call_soon(callback), loop.call_soon_threadsafe(callback)
+    timers = loop.call_later(10, callback), loop.call_at(loop.time() + 10, callback)
+    for handle in (soon, threadsafe, *timers):
+        assert isinstance(handle, asyncio.Handle)
+        assert isinstance(handle, asyncio.TimerHandle) == (handle in timers)
+        handle.cancel()
+
+
+@pytest.mark.parametrize("cancel", [True, False])
+def test_handles_can_be_referred_to_weakly(loop: Loop, cancel: bool) -> None:
+    handles = [
+        loop.call_soon(callback),
+        loop.call_soon_threadsafe(callback),
+        loop.call_later(0, callback),
+    ]
+    gone: list[int] = []
+    references = [
+        weakref.ref(handle, lambda _, number=number: gone.append(number))
+        for number, handle in enumerate(handles)
+    ]
+    assert [reference() for reference in references] == handles
+    while handles:
+        if cancel:
+            handles[-1].cancel()
+        handles.pop()
+    loop.call_later(0.001, loop.stop)
+    loop.run_forever()
+    gc.collect()
+    assert sorted(gone) == [0, 1, 2]
+    assert [reference() for reference in references] == [None] * 3
+
+
+def test_new_handles_do_not_inherit_weak_references(loop: Loop) -> None:
+    for _ in range(100):
+        handle = loop.call_soon(callback)
+        assert weakref.getweakrefcount(handle) == 0
+        reference = weakref.ref(handle)
+        handle.cancel()
+        del handle
+        loop.stop()
+        loop.run_forever()
+        assert reference() is None
+
+
+def test_timers_are_ordered_by_their_deadlines(loop: Loop) -> None:
+    now = loop.time()
+    early, late = loop.call_at(now + 10, callback), loop.call_at(now + 20, callback)
+    assert early < late
+    assert early <= late
+    assert late > early
+    assert late >= early
+    assert not early > late
+    assert early != late
+    assert hash(early) == hash(now + 10)
+    assert sorted([late, early]) == [early, late]
+    early.cancel()
+    late.cancel()
+
+
+def test_timers_are_equal_if_they_will_do_the_same(loop: Loop) -> None:
+    when = loop.time() + 10
+    one, same = loop.call_at(when, callback), loop.call_at(when, callback)
+    other = loop.call_at(when, callback, 1)
+    assert one == same
+    assert one <= same
+    assert one >= same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert {one, same, other} == {one, other}
+    same.cancel()
+    assert one != same
+    one.cancel()
+    other.cancel()
+
+
+def test_timers_have_no_order_with_other_things(loop: Loop) -> None:
+    timer: object = loop.call_later(10, callback)
+    assert timer != 10
+    for compare in (lambda: timer < 10, lambda: timer >= 10):  # type: ignore[operator]
+        with pytest.raises(TypeError):
+            compare()
+
+
+@since_3_14
+@pytest.mark.parametrize("question", ["cancel", "cancelled"])
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_thread_that_asks_about_a_running_callback_waits_for_its_end(
+    loop: Loop, question: str, debug: bool
+) -> None:
+    loop.set_debug(debug)
+    loop.slow_callback_duration = 100  # type: ignore[attr-defined]
+    happened: list[object] = []
+    running = threading.Event()
+    asker: list[int] = []
+
+    def callback() -> None:
+        running.set()
+        wait_until_blocked(asker[0])
+        happened.append("callback")
+        loop.stop()
+
+    def ask() -> None:
+        asker.append(threading.get_native_id())
+        handle = loop.call_soon_threadsafe(callback)
+        running.wait()
+        happened.append(getattr(handle, question)())
+
+    with in_thread(ask):
+        loop.run_forever()
+    assert happened == ["callback", None if question == "cancel" else False]
+
+
+@since_3_14
+def test_several_threads_may_wait_for_the_end_of_one_callback(loop: Loop) -> None:
+    running = threading.Event()
+    askers: list[int] = []
+    happened: list[object] = []
+
+    def callback() -> None:
+        running.set()
+        while len(askers) < 3:
+            pass
+        for asker in askers:
+            wait_until_blocked(asker)
+        happened.append("callback")
+        loop.stop()
+
+    handle = loop.call_soon_threadsafe(callback)
+
+    def ask() -> None:
+        running.wait()
+        askers.append(threading.get_native_id())
+        handle.cancel()
+        happened.append("asked")
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask) for _ in range(3)]
+        loop.run_forever()
+        for future in asked:
+            future.result()
+    assert happened == ["callback", "asked", "asked", "asked"]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_callback_may_cancel_its_own_thread_safe_handle(
+    loop: Loop, errors: list[object], raises: bool
+) -> None:
+    def callback() -> None:
+        handle.cancel()
+        assert handle.cancelled()
+        if raises:
+            raise ZeroDivisionError
+
+    handle = loop.call_soon_threadsafe(callback)
+    loop.stop()
+    loop.run_forever()
+    assert len(errors) == raises
+    errors.clear()
+    with in_thread(handle.cancel):  # it is over: nobody waits
+        pass
+
+
+@since_3_14
+def test_a_signal_interrupts_a_thread_that_waits_for_a_callback(
+    new_loop: Callable[[], Loop],
+) -> None:
+    loop = new_loop()
+    running, over = threading.Event(), threading.Event()
+    waiter, waiter_id = threading.get_ident(), threading.get_native_id()
+
+    def callback() -> None:
+        running.set()
+        wait_until_blocked(waiter_id)
+        signal.pthread_kill(waiter, signal.SIGINT)
+        over.wait()
+
+    handle = loop.call_soon_threadsafe(callback)
+    loop.call_soon(loop.stop)
+    with in_thread(loop.run_forever):
+        running.wait()
+        with pytest.raises(KeyboardInterrupt):
+            handle.cancel()
+        over.set()
+    loop.close()
