@@ -71,8 +71,6 @@ pub struct EventLoop {
     /// Gone once the loop is closed, like the driver.
     waker: RefCell<Option<Waker>>,
     ready: RefCell<VecDeque<Ref<Handle>>>,
-    /// What I/O and the clock have made due in this turn: it runs after what was ready before.
-    due: RefCell<VecDeque<Ref<Handle>>>,
     timers: RefCell<Timers>,
     watches: RefCell<HashMap<(RawFd, Direction), Ref<Watch>>>,
     /// Watches whose poll has fired and that poll again before the next wait.
@@ -103,7 +101,6 @@ impl EventLoop {
             process: Process::current(),
             driver: RefCell::new(Some(driver)),
             ready: RefCell::default(),
-            due: RefCell::default(),
             timers: RefCell::default(),
             watches: RefCell::default(),
             rearm: RefCell::default(),
@@ -282,7 +279,7 @@ impl EventLoop {
     }
 
     fn forget_callbacks(&self) {
-        let ready = (self.ready.take(), self.due.take());
+        let ready = self.ready.take();
         let timers = self.timers.borrow_mut().drain();
         let watches = self.watches.take();
         let rearm = self.rearm.take();
@@ -297,7 +294,7 @@ impl EventLoop {
         };
         let stats = Obj::dict(gil)?;
         let transports = this.transports.borrow().len();
-        let ready = this.ready.borrow().len() + this.due.borrow().len();
+        let ready = this.ready.borrow().len();
         let timers = this.timers.borrow().len();
         stats.set_item("ops_in_flight", &in_flight.to_obj(gil)?)?;
         stats.set_item("transports", &transports.to_obj(gil)?)?;
@@ -420,9 +417,6 @@ impl Native for EventLoop {
         }
         if let Ok(ready) = self.ready.try_borrow() {
             ready.iter().for_each(|handle| visit.native(handle));
-        }
-        if let Ok(due) = self.due.try_borrow() {
-            due.iter().for_each(|handle| visit.native(handle));
         }
         if let Ok(timers) = self.timers.try_borrow() {
             timers.traverse(visit);

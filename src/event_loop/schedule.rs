@@ -90,11 +90,6 @@ impl EventLoop {
         self.ready.borrow_mut().push_back(handle);
     }
 
-    /// Has a handle run in this turn, among what I/O has brought.
-    pub(super) fn push_due(&self, handle: Ref<Handle>) {
-        self.due.borrow_mut().push_back(handle);
-    }
-
     /// How many callbacks wait for their turn.
     #[inline]
     pub fn ready_count(&self) -> usize {

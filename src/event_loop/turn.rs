@@ -1,7 +1,5 @@
-//! One turn of the loop: wait, run what was ready, then what the wait has brought.
+//! One turn of the loop: wait, then run what was ready before, take completions, run due timers.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::schedule::now;
@@ -26,21 +24,24 @@ impl EventLoop {
         }
     }
 
-    /// As in asyncio, what was ready runs before what comes in meanwhile: a coroutine that has got
-    /// its connection goes on before the connection's first data does.
     fn turn(this: &Ref<EventLoop>) -> Result<()> {
         Self::rearm_watches(this)?;
         let idle = this.ready.borrow().is_empty();
         Self::wait(this)?;
-        let timers = this.expire_timers();
-        Self::run_all(this, &this.ready)?;
+        // The order is asyncio's: what was ready before the wait, I/O, timers. Code that awaits a
+        // connection goes on before its first bytes are delivered. What any of it schedules waits
+        // for the next turn.
+        let ready = this.ready.borrow().len();
+        let due = this.expire_timers();
+        Self::run_ready(this, ready)?;
         Self::take_completions(this)?;
         Self::read_mail(this)?;
-        this.put_last(timers);
-        Self::run_all(this, &this.due)?;
-        // The next turn would begin with it, after a look at the ring that a waiting loop can spare.
+        Self::run_ready(this, due)?;
         if idle && !this.stopping.get() {
-            return Self::run_all(this, &this.ready);
+            // The next turn would begin with it, after a look at the ring that a loop which has just
+            // waited can spare.
+            let ready = this.ready.borrow().len();
+            Self::run_ready(this, ready)?;
         }
         Ok(())
     }
@@ -63,7 +64,7 @@ impl EventLoop {
 
     /// Zero when there is work, None to wait for ever.
     fn time_to_wait(&self) -> Option<Duration> {
-        if self.stopping.get() || !self.ready.borrow().is_empty() || !self.due.borrow().is_empty() {
+        if self.stopping.get() || !self.ready.borrow().is_empty() {
             return Some(Duration::ZERO);
         }
         let due = self.timers.borrow().earliest()?;
@@ -74,10 +75,13 @@ impl EventLoop {
     fn take_completions(this: &Ref<EventLoop>) -> Result<()> {
         while let Some(event) = Self::with_driver(this, |driver| driver.next())? {
             let completion = Completion { op: event.op, more: event.more, outcome: event.outcome };
-            let start = this.debug().then(now);
-            Self::tell(this, &event.owner, Signal::Completed(completion))?;
+            let owner = &event.owner;
+            // A watch runs a handle, which is timed as such.
+            let timed = this.debug() && !this.state.watch.is_type_of(owner.receiver());
+            let start = timed.then(now);
+            Self::tell(this, owner, Signal::Completed(completion))?;
             if let Some(start) = start {
-                Self::check_duration(this, event.owner.receiver(), now() - start)?;
+                Self::check_duration(this, owner.receiver(), now() - start)?;
             }
         }
         Ok(())
@@ -101,45 +105,44 @@ impl EventLoop {
         this.obj().call_method(method, [owner, &seconds]).map(drop)
     }
 
-    /// Returns how many callbacks are due by now.
+    /// Queues the timers that are due. Returns how many.
     fn expire_timers(&self) -> usize {
         let mut timers = self.timers.borrow_mut();
-        let mut due = self.due.borrow_mut();
-        if timers.len() > 0 {
-            let end = now() + CLOCK_RESOLUTION;
-            while let Some(timer) = timers.pop_before(end) {
-                due.push_back(timer);
-            }
+        if timers.len() == 0 {
+            return 0;
         }
-        due.len()
+        let end = now() + CLOCK_RESOLUTION;
+        let mut ready = self.ready.borrow_mut();
+        let before = ready.len();
+        while let Some(timer) = timers.pop_before(end) {
+            ready.push_back(timer);
+        }
+        ready.len() - before
     }
 
-    /// Puts what I/O has made due before the timers, which were there first.
-    fn put_last(&self, timers: usize) {
-        let mut due = self.due.borrow_mut();
-        let timers = timers.min(due.len());
-        due.rotate_left(timers);
-    }
-
-    /// Runs the callbacks that are in the queue now, not those that they add.
-    fn run_all(this: &Ref<EventLoop>, queue: &RefCell<VecDeque<Ref<Handle>>>) -> Result<()> {
-        let batch = queue.borrow().len();
-        for _ in 0..batch {
-            let Some(handle) = queue.borrow_mut().pop_front() else { break };
-            if handle.is_cancelled() {
-                continue;
-            }
-            if this.debug() {
-                // Times the callback and warns when it was slow.
-                let method = &this.state.names._run_in_debug_mode;
-                this.obj().call_method(method, [handle.obj()])?;
-            } else {
-                Handle::run_queued(&handle)?;
-            }
+    /// Runs the first `count` of the callbacks that are ready.
+    fn run_ready(this: &Ref<EventLoop>, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let Some(handle) = this.ready.borrow_mut().pop_front() else { break };
+            Self::run_handle(this, &handle)?;
             // Where the callback has forked, the rest is the parent's to run.
             Self::check_process(this)?;
         }
         Ok(())
+    }
+
+    /// Only SystemExit and KeyboardInterrupt come back as errors.
+    #[inline]
+    pub(super) fn run_handle(this: &Ref<EventLoop>, handle: &Ref<Handle>) -> Result<()> {
+        if handle.is_cancelled() {
+            return Ok(());
+        }
+        if this.debug() {
+            // Times the callback and warns when it was slow.
+            let method = &this.state.names._run_in_debug_mode;
+            return this.obj().call_method(method, [handle.obj()]).map(drop);
+        }
+        Handle::run_queued(handle)
     }
 
     /// Hands a callback's exception to the exception handler, unless it must leave the loop.

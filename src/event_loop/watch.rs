@@ -166,14 +166,13 @@ impl Watch {
         }
         this.op.set(None);
         let handle = this.handle.borrow().clone();
-        let Some(handle) = handle.filter(|handle| !handle.is_cancelled()) else { return Ok(()) };
+        let Some(handle) = handle else { return Ok(()) };
         match outcome {
             // The file was closed under the watch: like a selector, fall silent.
             Some(Outcome::Poll(Err(_))) => Ok(()),
             Some(_) => {
-                this.home.push_due(handle);
                 this.home.rearm.borrow_mut().push(this.clone());
-                Ok(())
+                EventLoop::run_handle(&this.home, &handle)
             }
             None => Watch::arm(this),
         }

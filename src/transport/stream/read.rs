@@ -31,7 +31,7 @@ enum Received {
 
 impl StreamTransport {
     pub(super) fn read_some(this: &Ref<Self>, events: u32) -> Result<()> {
-        for _ in 0..READS_PER_TURN {
+        for round in 0..READS_PER_TURN {
             if !Self::may_read(this, events) {
                 return Ok(());
             }
@@ -42,7 +42,9 @@ impl StreamTransport {
             };
             match received {
                 Received::Full => {}
-                Received::Drained if events & HANG_UP != 0 => {}
+                // As in asyncio, who is woken by the last data goes on before the end is told.
+                Received::Drained if events & HANG_UP != 0 => break,
+                Received::Eof if round > 0 => break,
                 Received::Drained | Received::Nothing => return Ok(()),
                 Received::Eof if events & RESET != 0 && this.write_op.get().is_some() => {
                     // The send in flight has taken the reset's errno and will report it.
