@@ -25,6 +25,13 @@ pub struct Signature<const N: usize> {
     pub positional: usize,
 }
 
+impl Signature<1> {
+    /// A function of one argument, `function(name)`.
+    pub const fn one(function: &'static str, name: &'static str) -> Self {
+        Signature { function, names: [name], required: 1, positional: 1 }
+    }
+}
+
 impl<'a> Args<'a> {
     /// # Safety
     /// The arguments of a METH_FASTCALL|METH_KEYWORDS call, alive for `'a`.

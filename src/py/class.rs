@@ -35,8 +35,8 @@ pub trait Native: Sized + 'static {
     /// Whether Python classes may inherit from the type.
     const SUBCLASSABLE: bool = false;
     const WEAK_REFERENCES: bool = false;
-    /// Whether instances take attributes of any name, as those of most Python classes do.
-    const ANY_ATTRIBUTES: bool = false;
+    /// Whether instances take any attribute. Goes with [`GetSet::DICT`].
+    const DICT: bool = false;
     /// Makes an instance for a call of the type; without it the type cannot be called.
     const CONSTRUCT: Option<Construct<Self>> = None;
     const REPR: Option<Describe<Self>> = None;
@@ -231,7 +231,7 @@ impl<T: Native> Type<T> {
         if T::WEAK_REFERENCES {
             flags |= ffi::Py_TPFLAGS_MANAGED_WEAKREF;
         }
-        if T::ANY_ATTRIBUTES {
+        if T::DICT {
             flags |= ffi::Py_TPFLAGS_MANAGED_DICT;
         }
         if T::CONSTRUCT.is_none() {

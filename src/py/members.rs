@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use pyo3_ffi as ffi;
 
-use super::args::Args;
+use super::args::{Args, Signature};
 use super::class::{Native, Ref};
 use super::convert::ToObj;
 use super::error::{Exc, Result};
@@ -46,6 +46,18 @@ impl<T: Native> Method<T> {
     {
         let meth = ffi::PyMethodDefPointer { PyCFunction: call_one::<T, F, R> };
         Method(method_def(name, meth, ffi::METH_O), PhantomData)
+    }
+
+    /// A method with one argument, by position or by the name that `signature()` gives.
+    pub const fn named<S, F, R>(name: &'static CStr, _signature: S, _body: F) -> Self
+    where
+        S: Fn() -> Signature<1> + Copy,
+        F: Fn(&Ref<T>, &Obj) -> Result<R> + Copy,
+        R: ToObj,
+    {
+        let meth =
+            ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: call_named::<T, S, F, R> };
+        Method(method_def(name, meth, ffi::METH_FASTCALL | ffi::METH_KEYWORDS), PhantomData)
     }
 
     /// A method with any arguments.
@@ -94,6 +106,18 @@ impl<T> GetSet<T> {
 }
 
 impl<T: Native> GetSet<T> {
+    /// `__dict__`, for types with [`Native::DICT`].
+    pub const DICT: Self = GetSet(
+        ffi::PyGetSetDef {
+            name: c"__dict__".as_ptr(),
+            get: Some(ffi::PyObject_GenericGetDict),
+            set: Some(ffi::PyObject_GenericSetDict),
+            doc: std::ptr::null(),
+            closure: std::ptr::null_mut(),
+        },
+        PhantomData,
+    );
+
     /// A read-only attribute.
     pub const fn get<G, R>(name: &'static CStr, _get: G) -> Self
     where
@@ -179,6 +203,35 @@ where
 {
     // SAFETY: as for `call_noargs`; the argument is a live object.
     unsafe { finish(Gil::assume(), || conjure::<F>()(Ref::view(&this), Obj::view(&arg))) }
+}
+
+unsafe extern "C" fn call_named<T, S, F, R>(
+    this: *mut ffi::PyObject,
+    args: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject
+where
+    T: Native,
+    S: Fn() -> Signature<1> + Copy,
+    F: Fn(&Ref<T>, &Obj) -> Result<R> + Copy,
+    R: ToObj,
+{
+    // SAFETY: as for `call_any`.
+    unsafe {
+        let gil = Gil::assume();
+        finish(gil, || {
+            let args = Args::from_vectorcall(gil, &args, count, &names);
+            let argument = match (args.positional, args.names) {
+                ([argument], None) => Some(argument),
+                _ => args.bind(&conjure::<S>()())?[0],
+            };
+            match argument {
+                Some(argument) => conjure::<F>()(Ref::view(&this), argument),
+                None => Err(Exc::type_error(gil, "missing argument")),
+            }
+        })
+    }
 }
 
 unsafe extern "C" fn call_any<T, F, R>(

@@ -11,14 +11,14 @@ use super::members::finish;
 use super::object::{Gil, Obj};
 use super::panic::guard_silent;
 
-// Public API since CPython 3.13 that pyo3-ffi does not declare.
+// Not in pyo3-ffi.
 unsafe extern "C" {
     fn PyObject_VisitManagedDict(
-        obj: *mut ffi::PyObject,
+        this: *mut ffi::PyObject,
         visit: ffi::visitproc,
         arg: *mut c_void,
     ) -> c_int;
-    fn PyObject_ClearManagedDict(obj: *mut ffi::PyObject);
+    fn PyObject_ClearManagedDict(this: *mut ffi::PyObject);
 }
 
 pub(super) unsafe extern "C" fn construct<T: Native>(
@@ -80,26 +80,26 @@ pub(super) unsafe extern "C" fn finalize<T: Native>(this: *mut ffi::PyObject) {
 
 pub(super) unsafe extern "C" fn traverse<T: Native>(
     this: *mut ffi::PyObject,
-    collector: ffi::visitproc,
+    visit_proc: ffi::visitproc,
     arg: *mut c_void,
 ) -> c_int {
-    let mut visit = Visit::new(collector, arg);
+    let mut visit = Visit::new(visit_proc, arg);
     // SAFETY: the collector passes live instances. A subclass's own traverse visits its type.
     unsafe {
         visit.ptr(ffi::Py_TYPE(this).cast());
         guard_silent(|| value::<T>(this).traverse(&mut visit));
-        if T::ANY_ATTRIBUTES && visit.result() == 0 {
-            return PyObject_VisitManagedDict(this, collector, arg);
+        match visit.result() {
+            0 if T::DICT => PyObject_VisitManagedDict(this, visit_proc, arg),
+            result => result,
         }
     }
-    visit.result()
 }
 
 pub(super) unsafe extern "C" fn clear<T: Native>(this: *mut ffi::PyObject) -> c_int {
     // SAFETY: the collector passes live instances and keeps them alive during the call.
     unsafe {
         guard_silent(|| value::<T>(this).clear());
-        if T::ANY_ATTRIBUTES {
+        if T::DICT {
             PyObject_ClearManagedDict(this);
         }
     }
@@ -109,7 +109,7 @@ pub(super) unsafe extern "C" fn clear<T: Native>(this: *mut ffi::PyObject) -> c_
 pub(super) unsafe extern "C" fn dealloc<T: Native>(this: *mut ffi::PyObject) {
     // SAFETY: called once, when the last reference is gone, on an attached thread. The order is
     // CPython's own: finaliser (which may revive the object), untrack, weak references,
-    // attributes, value, memory, type.
+    // value, attributes, memory, type.
     unsafe {
         if T::FINALIZE.is_some() && ffi::PyObject_CallFinalizerFromDealloc(this) < 0 {
             return;
@@ -122,12 +122,12 @@ pub(super) unsafe extern "C" fn dealloc<T: Native>(this: *mut ffi::PyObject) {
         {
             ffi::PyObject_ClearWeakRefs(this);
         }
-        if T::ANY_ATTRIBUTES {
-            PyObject_ClearManagedDict(this);
-        }
         let data = this.byte_add(offset::<T>()).cast::<T>();
         let list = (*data).free_list();
         guard_silent(|| std::ptr::drop_in_place(data));
+        if T::DICT {
+            PyObject_ClearManagedDict(this);
+        }
         if !list.is_some_and(|list| list.push(this)) {
             let free = (*class).tp_free.unwrap_or(ffi::PyObject_GC_Del);
             free(this.cast());

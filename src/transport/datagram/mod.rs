@@ -162,13 +162,17 @@ impl Native for DatagramTransport {
     const NAME: &'static CStr = c"kloop._kloop.DatagramTransport";
     const DOC: &'static CStr = c"A datagram socket. As asyncio.DatagramTransport.";
     const WEAK_REFERENCES: bool = true;
-    const ANY_ATTRIBUTES: bool = true;
+    const DICT: bool = true;
     const CONSTRUCT: Option<Construct<Self>> = Some(DatagramTransport::construct);
     const REPR: Option<Describe<Self>> = Some(DatagramTransport::describe);
     const FINALIZE: Option<fn(&Ref<Self>)> = Some(DatagramTransport::finalize);
     const METHODS: &'static [Method<Self>] = &[
         Method::any(c"get_extra_info", DatagramTransport::get_extra_info),
-        Method::one(c"set_protocol", DatagramTransport::set_protocol),
+        Method::named(
+            c"set_protocol",
+            || Signature::one("set_protocol", "protocol"),
+            DatagramTransport::set_protocol,
+        ),
         Method::noargs(c"get_protocol", DatagramTransport::get_protocol),
         Method::noargs(c"is_closing", DatagramTransport::is_closing),
         Method::noargs(c"close", DatagramTransport::close),
@@ -197,6 +201,7 @@ impl Native for DatagramTransport {
         GetSet::get(c"_protocol_paused", DatagramTransport::get_protocol_paused),
         GetSet::get(c"_high_water", DatagramTransport::get_high_water),
         GetSet::get(c"_low_water", DatagramTransport::get_low_water),
+        GetSet::DICT,
         GetSet::END,
     ];
 

@@ -119,12 +119,17 @@ impl Native for ReadPipeTransport {
     const NAME: &'static CStr = c"kloop._kloop.ReadPipeTransport";
     const DOC: &'static CStr = c"The end of a pipe that is read. As asyncio.ReadTransport.";
     const WEAK_REFERENCES: bool = true;
+    const DICT: bool = true;
     const CONSTRUCT: Option<Construct<Self>> = Some(ReadPipeTransport::construct);
     const REPR: Option<Describe<Self>> = Some(ReadPipeTransport::describe);
     const FINALIZE: Option<fn(&Ref<Self>)> = Some(ReadPipeTransport::finalize);
     const METHODS: &'static [Method<Self>] = &[
         Method::any(c"get_extra_info", ReadPipeTransport::get_extra_info),
-        Method::one(c"set_protocol", ReadPipeTransport::set_protocol),
+        Method::named(
+            c"set_protocol",
+            || Signature::one("set_protocol", "protocol"),
+            ReadPipeTransport::set_protocol,
+        ),
         Method::noargs(c"get_protocol", ReadPipeTransport::get_protocol),
         Method::noargs(c"is_closing", ReadPipeTransport::is_closing),
         Method::noargs(c"close", ReadPipeTransport::close),
@@ -145,6 +150,7 @@ impl Native for ReadPipeTransport {
         GetSet::get(c"_paused", ReadPipeTransport::get_paused),
         // Hides a slot of the base class, which would have to be visited and cleared.
         GetSet::get(c"_extra", ReadPipeTransport::get_extra),
+        GetSet::DICT,
         GetSet::END,
     ];
 

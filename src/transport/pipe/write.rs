@@ -242,18 +242,27 @@ impl Native for WritePipeTransport {
     const NAME: &'static CStr = c"kloop._kloop.WritePipeTransport";
     const DOC: &'static CStr = c"The end of a pipe that is written. As asyncio.WriteTransport.";
     const WEAK_REFERENCES: bool = true;
+    const DICT: bool = true;
     const CONSTRUCT: Option<Construct<Self>> = Some(WritePipeTransport::construct);
     const REPR: Option<Describe<Self>> = Some(WritePipeTransport::describe);
     const FINALIZE: Option<fn(&Ref<Self>)> = Some(WritePipeTransport::finalize);
     const METHODS: &'static [Method<Self>] = &[
         Method::any(c"get_extra_info", WritePipeTransport::get_extra_info),
-        Method::one(c"set_protocol", WritePipeTransport::set_protocol),
+        Method::named(
+            c"set_protocol",
+            || Signature::one("set_protocol", "protocol"),
+            WritePipeTransport::set_protocol,
+        ),
         Method::noargs(c"get_protocol", WritePipeTransport::get_protocol),
         Method::noargs(c"is_closing", WritePipeTransport::is_closing),
         Method::noargs(c"close", WritePipeTransport::close),
         Method::noargs(c"abort", WritePipeTransport::abort),
-        Method::one(c"write", WritePipeTransport::write),
-        Method::one(c"writelines", WritePipeTransport::writelines),
+        Method::named(c"write", || Signature::one("write", "data"), WritePipeTransport::write),
+        Method::named(
+            c"writelines",
+            || Signature::one("writelines", "list_of_data"),
+            WritePipeTransport::writelines,
+        ),
         // The end of the data is the end of the pipe.
         Method::noargs(c"write_eof", WritePipeTransport::close),
         Method::noargs(c"can_write_eof", WritePipeTransport::can_write_eof),
@@ -276,6 +285,7 @@ impl Native for WritePipeTransport {
         GetSet::get(c"_extra", WritePipeTransport::get_extra),
         GetSet::get(c"_high_water", WritePipeTransport::get_high_water),
         GetSet::get(c"_low_water", WritePipeTransport::get_low_water),
+        GetSet::DICT,
         GetSet::END,
     ];
 

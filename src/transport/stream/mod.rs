@@ -200,13 +200,17 @@ impl Native for StreamTransport {
     const NAME: &'static CStr = c"kloop._kloop.StreamTransport";
     const DOC: &'static CStr = c"A connected stream socket. As asyncio.Transport.";
     const WEAK_REFERENCES: bool = true;
-    const ANY_ATTRIBUTES: bool = true;
+    const DICT: bool = true;
     const CONSTRUCT: Option<Construct<Self>> = Some(StreamTransport::construct);
     const REPR: Option<Describe<Self>> = Some(StreamTransport::describe);
     const FINALIZE: Option<fn(&Ref<Self>)> = Some(StreamTransport::finalize);
     const METHODS: &'static [Method<Self>] = &[
         Method::any(c"get_extra_info", StreamTransport::get_extra_info),
-        Method::one(c"set_protocol", StreamTransport::set_protocol),
+        Method::named(
+            c"set_protocol",
+            || Signature::one("set_protocol", "protocol"),
+            StreamTransport::set_protocol,
+        ),
         Method::noargs(c"get_protocol", StreamTransport::get_protocol),
         Method::noargs(c"is_closing", StreamTransport::is_closing),
         Method::noargs(c"close", StreamTransport::close),
@@ -214,8 +218,12 @@ impl Native for StreamTransport {
         Method::noargs(c"is_reading", StreamTransport::is_reading),
         Method::noargs(c"pause_reading", StreamTransport::pause_reading),
         Method::noargs(c"resume_reading", StreamTransport::resume_reading),
-        Method::one(c"write", StreamTransport::write),
-        Method::one(c"writelines", StreamTransport::writelines),
+        Method::named(c"write", || Signature::one("write", "data"), StreamTransport::write),
+        Method::named(
+            c"writelines",
+            || Signature::one("writelines", "list_of_data"),
+            StreamTransport::writelines,
+        ),
         Method::noargs(c"write_eof", StreamTransport::write_eof),
         Method::noargs(c"can_write_eof", StreamTransport::can_write_eof),
         Method::noargs(c"get_write_buffer_size", StreamTransport::get_write_buffer_size),
@@ -246,6 +254,7 @@ impl Native for StreamTransport {
         // These hide slots of the base class, which would have to be visited and cleared.
         GetSet::get(c"_high_water", StreamTransport::get_high_water),
         GetSet::get(c"_low_water", StreamTransport::get_low_water),
+        GetSet::DICT,
         GetSet::END,
     ];
 
