@@ -122,6 +122,8 @@ class Server:
     def next_line(self) -> str:
         """The next line of standard output."""
         line = self._lines.get(timeout=PATIENCE)
+        if line is None:
+            self._lines.put(None)  # for end()
         assert line is not None, f"the child has ended: {self.errors()}"
         return line
 
