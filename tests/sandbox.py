@@ -11,7 +11,8 @@ import sys
 IO_URING = {"setup": 425, "enter": 426, "register": 427}
 """The numbers of the system calls, the same on every architecture."""
 
-PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 8, 22, 38
+PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 8, 22, 38, 47
+PR_CAP_AMBIENT_RAISE = 2
 SECCOMP_MODE_FILTER = 2
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
 ALLOW, FAIL_WITH = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
@@ -55,7 +56,8 @@ def deny_io_uring(errno: int, *calls: str) -> None:
 def limit_locked_memory(size: int) -> None:
     """Sets RLIMIT_MEMLOCK, in bytes, and gives up root's privilege to ignore it.
 
-    Files that only root may read can still be read: Python's own may be such.
+    Files that only root may read can still be read, by programs started later too: Python's own
+    may be such.
     """
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (size, size))
     if os.getuid() != 0:
@@ -66,8 +68,9 @@ def limit_locked_memory(size: int) -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
     kept = 1 << CAP_DAC_READ_SEARCH
-    data = struct.pack("6I", kept, kept, 0, 0, 0, 0)
+    data = struct.pack("6I", kept, kept, kept, 0, 0, 0)
     _check(_libc.capset(header, data))
+    _check(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH, 0, 0))
 
 
 def is_available() -> bool:
