@@ -80,10 +80,12 @@ def serve_per_core(
     debug: asyncio's debug mode in the workers.
     on_ready: called with the bound addresses once all cores accept connections.
 
+    The main thread and the workers use io_uring or epoll as every Loop does; see there.
+
     Raises TypeError or ValueError for arguments that cannot be served, OSError where the address
-    cannot be bound or the kernel refuses a ring, and what a worker raised if it could not start or
-    failed later: an exception of the same built-in type, or WorkerError, with the worker's
-    traceback as its cause.
+    cannot be bound, what Loop() raises, and what a worker raised if it could not start or failed
+    later: an exception of the same built-in type, or WorkerError, with the worker's traceback as
+    its cause.
     """
     check_place()
     if workers not in KINDS:

@@ -384,9 +384,9 @@ unsafe impl Send for Wait<'_> {}
 
 impl Wait<'_> {
     /// Starts what is queued and waits for a completion, a [`Waker::wake`], a signal or the
-    /// timeout: io_uring_enter(2), which does all of it in one system call, or epoll_pwait2(2). Does
-    /// not block if completions are there. Timeouts are exact to what the kernel's timers are; where
-    /// epoll_pwait2(2) is missing they are rounded up to milliseconds.
+    /// timeout: io_uring_enter(2), which does all of it in one system call, or epoll_pwait2(2); where
+    /// that is missing, timeouts are rounded up to milliseconds. Does not block if completions are
+    /// there.
     ///
     /// # Errors
     /// Those of io_uring_enter(2) or epoll_wait(2), except `ETIME`, `EINTR`, `EAGAIN` and `EBUSY`,

@@ -113,7 +113,7 @@ fn advice(errno: i32, disabled: Option<u8>) -> &'static str {
         }
         (libc::ENOMEM, _) => {
             "the memory limit of the control group, or the limit on locked memory, is too low for \
-             the ring: raise it (ulimit -l, LimitMEMLOCK=), or ask for fewer entries"
+             the ring: raise it (ulimit -l, LimitMEMLOCK=)"
         }
         (libc::EINVAL, _) => {
             "the kernel is older than 6.1, which this driver needs: use a newer kernel"
