@@ -41,7 +41,7 @@ def uvicorn_protocol() -> asyncio.Protocol:
 
 
 @functools.cache
-def aiohttp_server() -> web.Server[web.BaseRequest]:
+def aiohttp_server() -> web.Server:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/websocket":
             socket = web.WebSocketResponse()
