@@ -10,7 +10,7 @@ PEERS := uvloop==0.23.0
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: build client ## build everything and run the demonstration
@@ -20,7 +20,7 @@ demo: build client ## build everything and run the demonstration
 test: ## build everything and run all checks and tests
 	@scripts/setup.sh tools extension
 	@$(client)
-	@scripts/check.sh lint unit loom pytest load
+	@scripts/check.sh lint unit loom pytest conformance load
 
 .PHONY: build
 build: ## make .venv and build the extension into it
@@ -41,6 +41,11 @@ pytest: ## Python tests only (PYTEST_ADDOPTS="-k name" picks some)
 	@scripts/setup.sh tools extension
 	@$(client)
 	@scripts/check.sh pytest
+
+.PHONY: conformance
+conformance: ## CPython's own tests of asyncio only, on kloop
+	@scripts/setup.sh extension
+	@scripts/check.sh conformance
 
 .PHONY: client
 client:

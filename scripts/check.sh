@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# check.sh GROUP... - run the checks of the groups lint, unit, loom, pytest and load, all of them even
-# when one fails, then sum up. Expects what setup.sh makes. Where CI is set, nothing may be left out.
+# check.sh GROUP... - run the checks of the groups lint, unit, loom, pytest, conformance and load, all
+# of them even when one fails, then sum up. Expects what setup.sh makes. Where CI is set, nothing may
+# be left out.
 # shellcheck disable=SC2329 # step calls functions by their names
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -30,7 +31,8 @@ skip() { # NAME REASON
     summary+=("$(printf '%-6s %-28s        %s' "$result" "$1" "$2")")
 }
 
-# What nextest, pytest or cargo test (several binaries, so the sum) say last of how many tests ran.
+# What nextest, pytest (and tests.conformance, likewise) or cargo test (several binaries, so the sum)
+# say last of how many tests ran.
 closing_line() {
     sed 's/\x1b\[[0-9;]*m//g' "$1" | awk '
         /^ *Summary \[.*tests? run/ { sub(/^ *Summary \[[^]]*\] */, ""); last = $0 }
@@ -91,6 +93,14 @@ pytest() {
     step "pytest, epoll" env KLOOP_DRIVER=epoll KLOOP_TESTS_LOOPS=kloop "$venv/bin/python" -m pytest
 }
 
+conformance() {
+    if "$venv/bin/python" -c 'import test.test_asyncio' 2>/dev/null; then
+        step "CPython's tests of asyncio" "$venv/bin/python" -m tests.conformance
+    else
+        skip "CPython's tests of asyncio" "this Python comes without its tests"
+    fi
+}
+
 for group; do
     case $group in
         lint) lint ;;
@@ -98,6 +108,7 @@ for group; do
         loom) loom ;;
         pytest) pytest ;;
         load) load ;;
+        conformance) conformance ;;
         *) echo "check.sh: no group $group" >&2; exit 2 ;;
     esac
 done

@@ -328,7 +328,8 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
             name = repr(executed)
             if isinstance(executed, asyncio.Handle):
                 name = base_events._format_handle(executed)  # type: ignore[attr-defined]
-            logger.warning("Executing %s took %.3f seconds", name, seconds)
+            message = "Executing %s took %.3f seconds"
+            base_events.logger.warning(message, name, seconds)  # type: ignore[attr-defined]
 
     def _debug_log(self, message: str, error: BaseException | None = None) -> None:
         logger.debug("%s", message, exc_info=error)

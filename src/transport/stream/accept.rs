@@ -60,7 +60,7 @@ impl Listener {
         let optional = |value: Option<&Obj>| ObjCell::from(value.and_then(Obj::some).cloned());
         let this = class.alloc(Listener {
             home: home.clone(),
-            fd: sock.call_method(&state.names.fileno, [])?.to_i32()?,
+            fd: EventLoop::file_descriptor(home, sock)?,
             sock: ObjCell::new(sock.clone()),
             factory: optional(factory),
             accept_socket: optional(accept_socket),
