@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Self
 
 import harness
+from echo import ASYNCIO_ENVIRONMENT
 from harness import BenchError, Server, Spread
 
 LOOPS = ("kloop", "uvloop", "asyncio")
@@ -70,6 +71,7 @@ class PipeServer(Server):
             "pipes.py",
             *("--loop", loop, "--cpu", str(cpu), "--kind", cell.kind),
             *(f"{reading}:{writing}" for reading, writing in theirs),
+            environment=ASYNCIO_ENVIRONMENT if loop == "asyncio" else {},
             descriptors=[fd for pair in theirs for fd in pair],
         )
         self._burst = {"echo": self._echo, "sink": self._sink, "source": self._source}[cell.kind]
@@ -163,7 +165,8 @@ def main() -> int:
             )
     print(
         f"\nMedian over {settings.rounds} rounds of {settings.burst_ms} ms; ratio to {reference}, "
-        f"round by round. Servers on CPU {settings.server_cpu}, peer on CPU {settings.client_cpu}."
+        f"round by round. Servers on CPU {settings.server_cpu}, peer on CPU {settings.client_cpu}. "
+        "asyncio at its best, as for echo.py."
     )
     content = {"environment": facts, "settings": {**vars(settings), "json": None}}
     harness.write_json(settings.json, {**content, "reference": reference, "cells": results})

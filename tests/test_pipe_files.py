@@ -74,6 +74,20 @@ async def test_pipes_become_non_blocking(loop: Loop) -> None:
             assert os.get_blocking(end.peer.fileno())
 
 
+async def test_transports_take_attributes(loop: Loop) -> None:
+    for connected in (reading(), writing()):
+        async with connected as end:
+            transport: Any = end.transport
+            closed: list[None] = []
+            transport.close = lambda closed=closed: closed.append(None)
+            transport.note = transport
+            transport.close()
+            assert transport.note.close is transport.close
+            assert closed == [None]
+            assert not transport.is_closing()
+            del transport.close
+
+
 # Reading
 
 
@@ -103,10 +117,10 @@ async def test_messages_with_descriptors_hide_no_data(loop: Loop) -> None:
 async def test_a_pipe_that_others_make_blocking_does_not_block_the_loop(loop: Loop) -> None:
     async with reading() as end:
         os.set_blocking(end.transport.get_extra_info("pipe").fileno(), True)
-        for word in (b"one", b"two"):
-            end.peer.write(word)
-            await settle()
-        assert end.protocol.data == b"onetwo"
+        end.peer.write(b"one")
+        assert await end.protocol.received(3) == b"one"
+        end.peer.write(b"two")
+        assert await end.protocol.received(6) == b"onetwo"
 
 
 async def test_a_fifo_has_no_end_before_a_writer_has_come(loop: Loop, tmp_path: Path) -> None:

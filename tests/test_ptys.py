@@ -178,10 +178,10 @@ async def test_a_terminal_made_blocking_by_others_does_not_block_the_loop(loop: 
             [sys.executable, "-c", "import os; os.set_blocking(0, True)"], stdin=slave, check=True
         )
         assert os.get_blocking(slave.fileno())
-        for line in (b"one\n", b"two\n"):
-            end.peer.write(line)
-            await settle()
-        assert end.protocol.data == b"one\ntwo\n"
+        end.peer.write(b"one\n")
+        assert await end.protocol.received(4) == b"one\n"
+        end.peer.write(b"two\n")
+        assert await end.protocol.received(8) == b"one\ntwo\n"
 
 
 async def test_a_program_in_a_terminal(loop: Loop) -> None:
