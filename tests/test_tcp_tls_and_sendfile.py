@@ -4,6 +4,7 @@ import asyncio
 import pathlib
 import socket
 import ssl
+import sys
 
 import pytest
 
@@ -286,6 +287,19 @@ async def test_sock_sendfile_leaves_the_file_where_it_stopped(
             assert await link.protocol.received(len(expected)) == expected
             assert await sending == len(expected)
             assert file.tell() == offset + len(expected)
+
+
+async def test_sock_sendfile_from_the_end_leaves_the_file_there(
+    loop: Loop, loop_name: str, content: Content
+) -> None:
+    if loop_name == "asyncio" and sys.version_info < (3, 14):
+        pytest.skip("asyncio moves the file only if there was something to send on 3.13.0")
+    path, data = content
+    async with linked(Recorder) as link:
+        with path.open("rb") as file:
+            file.seek(123)
+            assert await loop.sock_sendfile(link.peer, file, len(data)) == 0
+            assert file.tell() == len(data)
 
 
 async def test_a_cancelled_sock_sendfile_stops(

@@ -94,36 +94,6 @@ async def test_repr_tells_the_state(loop: Loop) -> None:
         assert "closed" in repr(link.transport)
 
 
-async def test_a_transport_takes_attributes(loop: Loop) -> None:
-    async with linked(Recorder) as link:
-        link.transport.note = "of a user"  # type: ignore[attr-defined]
-        assert link.transport.note == "of a user"  # type: ignore[attr-defined]
-        assert vars(link.transport)["note"] == "of a user"
-        del link.transport.note  # type: ignore[attr-defined]
-        assert not hasattr(link.transport, "note")
-
-
-async def test_a_method_of_one_transport_can_be_replaced(loop: Loop) -> None:
-    written: list[bytes] = []
-    async with linked(Recorder) as link:
-        link.transport.write = written.append  # type: ignore[method-assign, assignment]
-        link.transport.write(b"kept")
-        del link.transport.write
-        link.transport.write(b"sent")
-        assert written == [b"kept"]
-        assert await link.receive(4) == b"sent"
-
-
-async def test_a_closed_transport_in_a_cycle_is_released(loop: Loop) -> None:
-    async with linked(Recorder) as link:
-        reference = weakref.ref(link.transport)
-        link.transport.itself = link.transport  # type: ignore[attr-defined]
-    del link
-    await settle()
-    gc.collect()
-    assert reference() is None
-
-
 async def test_arguments_may_be_named(loop: Loop) -> None:
     async with linked(Recorder) as link:
         other = Recorder()

@@ -178,6 +178,5 @@ class SocketCalls(_Base):
                 raise ConnectionError("socket is not connected", errno.ENOTCONN) from error
             raise
         finally:
-            if total > 0:
-                os.lseek(source, offset + total, os.SEEK_SET)
+            os.lseek(source, offset + total, os.SEEK_SET)
         return total
