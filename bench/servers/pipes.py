@@ -13,7 +13,7 @@ import serving
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHUNK = bytes(256 * 1024)
+CHUNK = b"c" * (256 * 1024)
 
 
 class Echo(asyncio.Protocol):
