@@ -1,11 +1,10 @@
-"""The sock_ methods of the loop, and the inherited UDP, pipe, Unix and subprocess support."""
+"""The sock_ methods of the loop."""
 
 import array
 import asyncio
 import contextlib
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -389,97 +388,6 @@ async def test_waits_that_end_leave_no_operation(loop: Loop, loop_name: str, pai
         assert loop.stats()["ops_in_flight"] == 0
     ours.close()
     assert await loop.sock_recv(theirs, 10) == b""
-
-
-class Datagrams(asyncio.DatagramProtocol):
-    def __init__(self) -> None:
-        self.got: asyncio.Queue[tuple[bytes, tuple[str, int]]] = asyncio.Queue()
-        self.lost = asyncio.get_running_loop().create_future()
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self.got.put_nowait((data, addr))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set_result(exc)
-
-
-async def test_udp_endpoints(loop: Loop) -> None:
-    server, server_protocol = await loop.create_datagram_endpoint(
-        Datagrams, local_addr=(LOCALHOST, 0)
-    )
-    client, client_protocol = await loop.create_datagram_endpoint(
-        Datagrams, remote_addr=server.get_extra_info("sockname")
-    )
-    client.sendto(b"question")
-    data, address = await server_protocol.got.get()
-    assert (data, address) == (b"question", client.get_extra_info("sockname"))
-    server.sendto(b"answer", address)
-    assert (await client_protocol.got.get())[0] == b"answer"
-    for transport in (server, client):
-        transport.close()
-    assert await server_protocol.lost is None
-    assert await client_protocol.lost is None
-
-
-async def test_pipes(loop: Loop) -> None:
-    reading, writing = os.pipe()
-    reader = asyncio.StreamReader()
-    source, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", 0)
-    )
-    sink, protocol = await loop.connect_write_pipe(
-        asyncio.streams.FlowControlMixin, os.fdopen(writing, "wb", 0)
-    )
-    writer = asyncio.StreamWriter(sink, protocol, None, loop)
-    data = pattern(300_000)
-    writer.write(data)
-    assert await reader.readexactly(len(data)) == data
-    writer.close()
-    assert await reader.read() == b""
-    source.close()
-    await asyncio.sleep(0)
-
-
-async def test_unix_sockets(loop: Loop) -> None:
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write((await reader.readline()).upper())
-        writer.close()
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "socket")
-        server = await asyncio.start_unix_server(handle, path)
-        async with server:
-            reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(b"hello\n")
-            assert await reader.read() == b"HELLO\n"
-            writer.close()
-            await writer.wait_closed()
-        await server.wait_closed()
-
-
-async def test_a_subprocess(loop: Loop) -> None:
-    code = "import sys; data = sys.stdin.read(); print(data.upper(), end=''); sys.exit(3)"
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        code,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await child.communicate(b"hello")
-    assert output == b"HELLO"
-    assert child.returncode == 3
-
-
-async def test_a_subprocess_that_is_killed(loop: Loop) -> None:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "print(flush=True); import time; time.sleep(100)", stdout=-1
-    )
-    assert child.stdout is not None
-    assert await child.stdout.readline() == b"\n"
-    child.kill()
-    assert await child.wait() == -9
-    assert await child.stdout.read() == b""
 
 
 async def test_getaddrinfo_and_getnameinfo(loop: Loop) -> None:

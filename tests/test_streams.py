@@ -2,10 +2,8 @@
 
 import asyncio
 import gc
-import os
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
@@ -222,24 +220,3 @@ async def test_a_reader_dropped_by_its_user_is_harmless(loop: Loop) -> None:
         assert await loop.sock_recv(theirs, 100) == b"answer"
         theirs.shutdown(socket.SHUT_WR)
         await end(writer)
-
-
-@pytest.mark.parametrize("abstract", [False, True])
-async def test_unix_streams(loop: Loop, tmp_path: Path, abstract: bool) -> None:
-    path = f"\0kloop-test-{os.getpid()}" if abstract else str(tmp_path / "socket")
-    shown = path.encode() if abstract else path
-    names: list[object] = []
-
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        names.append((writer.get_extra_info("sockname"), writer.get_extra_info("peername")))
-        writer.write(await reader.readexactly(5))
-        writer.close()
-
-    async with await asyncio.start_unix_server(echo, path):
-        reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(b"hello")
-        assert await reader.read() == b"hello"
-        assert writer.get_extra_info("peername") == shown
-        writer.close()
-        await writer.wait_closed()
-    assert names == [(shown, "")]

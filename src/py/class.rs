@@ -328,10 +328,16 @@ impl<T: Native> Type<T> {
     }
 }
 
-/// The size of a class's own instances, in bytes.
-fn instance_size(class: &Obj) -> usize {
-    // SAFETY: a live type object, as every base class is.
-    unsafe { (*class.as_ptr().cast::<ffi::PyTypeObject>()).tp_basicsize as usize }
+/// The size in bytes of the instances of a class, or of the largest of a tuple of classes.
+fn instance_size(base: &Obj) -> usize {
+    // SAFETY: a live object; what is checked to be a type has a size.
+    unsafe {
+        if ffi::PyType_Check(base.as_ptr()) != 0 {
+            return (*base.as_ptr().cast::<ffi::PyTypeObject>()).tp_basicsize as usize;
+        }
+    }
+    let classes = (0..).map_while(|index| base.tuple_item(index));
+    classes.map(|class| instance_size(&class)).max().unwrap_or_default()
 }
 
 fn slot(slot: c_int, pfunc: *mut c_void) -> ffi::PyType_Slot {

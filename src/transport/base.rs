@@ -93,15 +93,18 @@ impl Base {
 pub trait Transport: Native + Deref<Target = Base> {
     /// The poll(2) events that tell when to read.
     const READ_EVENTS: u32;
-    /// Whether one poll tells of each arrival once, so that `read` must leave nothing behind.
-    /// Otherwise there is a new poll after each read, which tells of what is left.
-    const MULTISHOT: bool = true;
     const READ_ERROR: &'static str;
     /// The warning about many writes after the connection was lost.
     const LOST_WARNING: &'static str = "";
 
     /// Reads what is there, in the transport's context, and gives it to the protocol.
     fn read(this: &Ref<Self>, events: u32) -> Result<()>;
+
+    /// Whether one poll tells of each arrival once, so that `read` must leave nothing behind.
+    /// Otherwise there is a new poll after each read, which tells of what is left.
+    fn is_multishot(&self) -> bool {
+        true
+    }
 
     /// The poll(2) events that tell when to read, where that depends on the file.
     fn read_events(&self) -> u32 {

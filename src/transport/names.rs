@@ -42,16 +42,19 @@ impl SocketNames {
 pub(super) trait SocketTransport: Transport {
     fn names(&self) -> &SocketNames;
 
-    /// Both addresses are noted at the start: the peer's cannot be asked for once it is gone.
-    fn note_addresses(this: &Ref<Self>) -> Result<()> {
+    /// Both addresses are noted at the start: the peer's cannot be asked for once it is gone. Returns
+    /// the address family.
+    fn note_addresses(this: &Ref<Self>) -> Result<i32> {
         let gil = this.gil();
+        let local = SocketAddress::local(this.fd.get());
+        let family = local.as_ref().map_or(libc::AF_UNSPEC, SocketAddress::family);
         let name = |address: std::io::Result<SocketAddress>| match address {
             Ok(address) => to_python(gil, &address).map(Some),
             Err(_) => Ok(None),
         };
-        this.names().local.set(name(SocketAddress::local(this.fd.get()))?);
+        this.names().local.set(name(local)?);
         this.names().peer.set(name(SocketAddress::peer(this.fd.get()))?);
-        Ok(())
+        Ok(family)
     }
 
     /// As `note_addresses`, for families whose addresses only the Python socket can show.

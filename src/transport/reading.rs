@@ -14,7 +14,7 @@ pub(super) trait Reading: Transport {
             return Ok(());
         }
         let (fd, events, owner) = (this.fd.get(), this.read_events(), owner(this));
-        let multishot = Self::MULTISHOT;
+        let multishot = this.is_multishot();
         match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, events, multishot, owner)) {
             Ok(op) => {
                 this.read_op.set(Some(op));

@@ -283,7 +283,7 @@ fn a_send_never_reaches_the_next_file_of_its_number() {
     let (other, other_far) = pair();
     let number = near.as_raw_fd();
     let filled = fill(&near);
-    let send = driver.send(number, vec![1; 4 << 20], 0, 1).unwrap();
+    let send = driver.send(number, vec![1; 32 << 20], 0, 1).unwrap();
     no_event(&mut driver);
     // SAFETY: no pointers. dup3 closes `number`, which `near` gives up here.
     let new = unsafe {

@@ -98,10 +98,13 @@ impl Deref for ReadPipeTransport {
 
 impl Transport for ReadPipeTransport {
     const READ_EVENTS: u32 = libc::POLLIN as u32;
+    const READ_ERROR: &'static str = "Fatal read error on pipe transport";
+
     /// What a read takes differs: all there is, a packet, a datagram, a line of a terminal. Nor is
     /// it sure that a second read would not wait, since other processes may share the file.
-    const MULTISHOT: bool = false;
-    const READ_ERROR: &'static str = "Fatal read error on pipe transport";
+    fn is_multishot(&self) -> bool {
+        false
+    }
 
     fn read(this: &Ref<Self>, events: u32) -> Result<()> {
         if Self::may_read(this, events) { Self::read_once(this) } else { Ok(()) }

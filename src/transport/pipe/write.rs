@@ -215,10 +215,13 @@ impl Transport for WritePipeTransport {
     /// On a socket; a pipe tells without being asked, and one that is open for reading as well has
     /// readers as long as it is open.
     const READ_EVENTS: u32 = libc::POLLIN as u32;
-    const MULTISHOT: bool = false;
     const READ_ERROR: &'static str = "Fatal error on pipe transport";
     const LOST_WARNING: &'static str =
         "pipe closed by peer or os.write(pipe, data) raised exception.";
+
+    fn is_multishot(&self) -> bool {
+        false
+    }
 
     fn read(this: &Ref<Self>, _: u32) -> Result<()> {
         if this.closing.get() && this.unsent.get() == 0 {

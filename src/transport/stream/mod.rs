@@ -31,6 +31,8 @@ pub struct StreamTransport {
     base: Base,
     names: SocketNames,
     server: ObjCell,
+    /// A Unix socket, which may cut a read short before a message that carries descriptors.
+    is_unix: Cell<bool>,
     /// Whether the protocol is a BufferedProtocol.
     buffered: Cell<bool>,
     /// How much of the piece in flight earlier sends have taken.
@@ -99,6 +101,7 @@ impl StreamTransport {
             base: Base::new(home, fd, sock, context),
             names: SocketNames::empty(),
             server: ObjCell::from(server.and_then(Obj::some).cloned()),
+            is_unix: Cell::new(false),
             buffered: Cell::new(false),
             send_start: Cell::new(0),
             backlog: RefCell::default(),
@@ -115,7 +118,7 @@ impl StreamTransport {
         if let Some(server) = this.server.get() {
             server.call_method(&this.home.state.names._attach, [this.obj()])?;
         }
-        Self::note_addresses(this)?;
+        this.is_unix.set(Self::note_addresses(this)? == libc::AF_UNIX);
         Self::set_protocol(this, protocol)
     }
 
@@ -153,6 +156,10 @@ impl Transport for StreamTransport {
     const READ_EVENTS: u32 = (libc::POLLIN | libc::POLLRDHUP) as u32;
     const READ_ERROR: &'static str = "Fatal read error on socket transport";
     const LOST_WARNING: &'static str = "socket.send() raised exception.";
+
+    fn is_multishot(&self) -> bool {
+        !self.is_unix.get()
+    }
 
     fn read(this: &Ref<Self>, events: u32) -> Result<()> {
         Self::read_some(this, events)
