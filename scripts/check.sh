@@ -94,10 +94,14 @@ pytest() {
 }
 
 conformance() {
+    local driver
     if "$venv/bin/python" -c 'import test.test_asyncio' 2>/dev/null; then
-        step "CPython's tests of asyncio" "$venv/bin/python" -m tests.conformance
+        for driver in uring epoll; do
+            step "CPython's tests, $driver" env KLOOP_DRIVER=$driver \
+                "$venv/bin/python" -m tests.conformance
+        done
     else
-        skip "CPython's tests of asyncio" "this Python comes without its tests"
+        skip "CPython's tests" "this Python comes without its tests"
     fi
 }
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import unittest
 import warnings
-from asyncio import events, unix_events
+from asyncio import unix_events
 from typing import Any
 
 import test.support
@@ -42,12 +42,13 @@ def use_kloop() -> type:
             Loop.used = True
             super().run_forever()
 
+    stock = asyncio.SelectorEventLoop
     for module in (asyncio, unix_events):
-        for name in ("EventLoop", "SelectorEventLoop", "_UnixSelectorEventLoop"):
-            if hasattr(module, name):
+        for name, value in list(vars(module).items()):
+            if value is stock:
                 setattr(module, name, Loop)
-    policy: Any = type(events._get_event_loop_policy())  # type: ignore[attr-defined]
-    policy._loop_factory = Loop
+            elif getattr(value, "_loop_factory", None) is stock:
+                value._loop_factory = Loop  # of the default policy
     loop = asyncio.new_event_loop()
     print(f"kloop on {loop.driver}", file=sys.stderr)
     loop.close()
