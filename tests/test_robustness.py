@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kloop import _kloop
 from support import ErrorLog, Recorder, StartChild, connected_sockets, linked, settle
 
 Loop = asyncio.AbstractEventLoop
@@ -242,3 +243,9 @@ def test_collections_at_every_allocation_break_nothing(start_child: StartChild) 
     child = start_child(CROSSED)
     assert child.communicate(timeout=LIMIT)[1] == ""
     assert child.returncode == 0
+
+
+def test_native_instances_are_no_larger_than_what_they_hold() -> None:
+    types = {name: value for name, value in vars(_kloop).items() if isinstance(value, type)}
+    assert len(types) > 10
+    assert max(made.__basicsize__ for made in types.values()) < 1024

@@ -105,7 +105,7 @@ class Child:
 
     def report(self, what: str) -> str:
         self.stderr.seek(0)
-        return f"{what}; the end of its stderr:\n{self.stderr.read()[-8000:]}"
+        return f"{self.stderr.read()[-8000:]}\n{what}"
 
 
 async def run(module: str, loop: str, choose: Choose, time_limit: float) -> dict[str, Result]:
