@@ -155,8 +155,8 @@ async def test_a_reader_whose_handle_is_cancelled_is_silent(loop: Loop) -> None:
         handle.cancel()
         theirs.send(b"x")
         before = time.process_time()
-        await asyncio.sleep(0.1)
-        assert time.process_time() - before < 0.08
+        await asyncio.sleep(0.2)
+        assert time.process_time() - before < 0.05  # a loop that goes round and round takes it all
         assert calls == []
         loop.remove_reader(ours)
 

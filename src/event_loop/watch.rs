@@ -166,7 +166,7 @@ impl Watch {
         }
         this.op.set(None);
         let handle = this.handle.borrow().clone();
-        let Some(handle) = handle else { return Ok(()) };
+        let Some(handle) = handle.filter(|handle| !handle.is_cancelled()) else { return Ok(()) };
         match outcome {
             // The file was closed under the watch: like a selector, fall silent.
             Some(Outcome::Poll(Err(_))) => Ok(()),
