@@ -395,6 +395,15 @@ async def test_the_default_executor_can_be_set_and_shut_down(loop: Loop) -> None
         await loop.run_in_executor(None, lambda: None)
 
 
+async def test_the_shutdown_of_the_default_executor_can_be_limited(loop: Loop) -> None:
+    release = threading.Event()
+    running = loop.run_in_executor(None, release.wait)
+    with pytest.warns(RuntimeWarning, match=r"threads within 0\.01 seconds"):
+        await loop.shutdown_default_executor(0.01)
+    release.set()
+    assert await running
+
+
 def test_runner_runs_and_closes_the_loop(new_loop: Callable[[], Loop], no_fd_left: None) -> None:
     seen: list[str] = []
 

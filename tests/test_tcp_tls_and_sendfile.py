@@ -5,6 +5,7 @@ import pathlib
 import socket
 import ssl
 import sys
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,31 @@ async def test_tls_there_and_back(loop: Loop) -> None:
         sending = loop.create_task(send())
         assert await reader.readexactly(SIZE) == data
         await sending
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_contexts_of_tls_are_where_libraries_look_for_them(loop: Loop) -> None:
+    served, used = server_context(), client_context()
+    transports: list[Any] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        transports.append(writer.transport)
+        await echo(reader, writer)
+
+    server = await asyncio.start_server(note, LOCALHOST, 0, ssl=served)
+    async with server:
+        assert server._ssl_context is served  # type: ignore[attr-defined]
+        reader, writer = await asyncio.open_connection(
+            *address_of(server), ssl=used, server_hostname="localhost"
+        )
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        transports.append(writer.transport)
+        for transport, context in zip(transports, (served, used), strict=True):
+            assert isinstance(transport, asyncio.Transport)
+            assert transport.get_extra_info("sslcontext") is context
+            assert transport._ssl_protocol._sslcontext is context
         writer.close()
         await writer.wait_closed()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from kloop.loop import new_event_loop
+from kloop.loop import Loop
 
 MAIN_ALIAS = "__mp_main__"
 """The name that a worker gives to the program's main module, as multiprocessing's spawn does."""
@@ -84,6 +84,20 @@ class WorkerEnd(Protocol):
     def failed(self, module: str, name: str, message: str, traceback: str) -> None: ...
 
 
+class WorkerLoop(Loop):
+    """The loop of a worker, which signals do not reach if it is a thread."""
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:  # type: ignore[override]
+        """See asyncio.loop.add_signal_handler."""
+        try:
+            super().add_signal_handler(sig, callback, *args)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error}: a worker of serve_per_core() gets no signals; the main thread does, and "
+                "SIGINT and SIGTERM make it drain the workers"
+            ) from error
+
+
 def main(worker: WorkerEnd, job_text: str) -> None:
     """Serve until the main thread says stop. Failures are reported to it, not raised."""
     global _current
@@ -93,7 +107,7 @@ def main(worker: WorkerEnd, job_text: str) -> None:
         sys.path[:] = job.sys_path
         sys.argv[:] = job.argv
         handler = load_handler(job)
-        with asyncio.Runner(debug=job.debug, loop_factory=new_event_loop) as runner:
+        with asyncio.Runner(debug=job.debug, loop_factory=WorkerLoop) as runner:
             runner.run(_Service(worker, handler, job.drain_timeout).run())
     except BaseException as error:
         report(worker, error)

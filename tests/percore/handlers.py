@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -428,6 +429,19 @@ async def udp_endpoints() -> str:
 async def resolve() -> list[Any]:
     infos = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
     return [info[4] for info in infos]
+
+
+@function
+async def add_signal_handlers() -> list[str]:
+    loop = asyncio.get_running_loop()
+    answers = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        try:
+            loop.add_signal_handler(number, loop.stop)
+        except RuntimeError as error:
+            answers.append(str(error))
+        answers.append(str(loop.remove_signal_handler(number)))
+    return answers
 
 
 @function

@@ -87,6 +87,16 @@ def test_all_cores_at_once(server: Server) -> None:
             assert first == second
 
 
+def test_signal_handlers_are_refused(server: Server) -> None:
+    with Client(server.connect()) as client:
+        refused = client.call("add_signal_handlers")
+        assert refused[1::2] == ["False"] * 3
+        for text in refused[::2]:
+            assert "only works in main thread" in text
+            assert "SIGINT and SIGTERM make it drain the workers" in text
+    assert server.stop().errors == ""  # by SIGTERM, which is as it was
+
+
 def test_serving_from_a_worker_is_refused(client: Client) -> None:
     assert "was called in a worker" in client.call("serve_again")
 
