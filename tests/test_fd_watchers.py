@@ -471,3 +471,35 @@ async def test_the_transports_of_asyncio_show_what_they_watch(loop: Loop) -> Non
     pipe = process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
     assert "fd=" in repr(pipe)
     await process.communicate()
+
+
+async def test_a_watch_removed_while_the_peer_ends_its_side_holds_no_file(loop: Loop) -> None:
+    """What the kernel has reported by then must not start a wait for the number's next file."""
+    ours, theirs = socket.socketpair()
+    trigger, pull = socket.socketpair()
+    others: list[socket.socket] = []
+
+    def close_and_open() -> None:
+        loop.remove_reader(trigger)
+        loop.remove_writer(ours)
+        ours.close()
+        others.extend(socket.socketpair())
+        others[0].setblocking(False)
+        fill_socket(others[0])
+
+    with trigger, pull, theirs:
+        ours.setblocking(False)
+        fill_socket(ours)
+        loop.add_writer(ours, nothing)
+        loop.add_reader(trigger, close_and_open)
+        await settle()
+        pull.send(b"x")
+        theirs.shutdown(socket.SHUT_WR)
+        while not others:
+            await asyncio.sleep(0)
+        await settle()
+        others[0].close()
+        with others[1] as peer:
+            peer.settimeout(5)
+            while peer.recv(1 << 20):
+                pass

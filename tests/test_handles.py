@@ -5,6 +5,7 @@ import gc
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -208,4 +209,42 @@ def test_a_signal_interrupts_a_thread_that_waits_for_a_callback(
         with pytest.raises(KeyboardInterrupt):
             handle.cancel()
         over.set()
+    loop.close()
+
+
+@since_3_14
+@pytest.mark.parametrize("delays", [(0.3,), (0.1, 0.3)], ids=["late", "several"])
+def test_threads_that_ask_while_a_callback_ends_are_not_forgotten(
+    new_loop: Callable[[], Loop], monkeypatch: pytest.MonkeyPatch, delays: tuple[float, ...]
+) -> None:
+    """What they wait with takes long to make: other threads run meanwhile."""
+    delay = threading.local()
+    initialize = threading.Event.__init__
+
+    def slow(event: threading.Event) -> None:
+        initialize(event)
+        time.sleep(getattr(delay, "seconds", 0))
+
+    loop = new_loop()
+    together = threading.Barrier(len(delays) + 1)
+
+    def callback() -> None:
+        together.wait()
+        time.sleep(0.2)
+
+    def ask(seconds: float) -> None:
+        together.wait()
+        delay.seconds = seconds
+        handle.cancel()
+
+    handle = loop.call_soon_threadsafe(callback)
+    monkeypatch.setattr(threading.Event, "__init__", slow)
+    threads = [threading.Thread(target=ask, args=(each,), daemon=True) for each in delays]
+    for thread in threads:
+        thread.start()
+    loop.call_later(0.5, loop.stop)
+    loop.run_forever()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
     loop.close()

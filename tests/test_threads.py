@@ -1,6 +1,7 @@
 """Loops that run in other threads than they were made in, and several loops side by side."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 import threading
@@ -165,3 +166,50 @@ def test_loops_in_several_threads_talk_to_each_other(new_loop: Callable[[], Loop
     server.close()
     loop.run_until_complete(server.wait_closed())
     loop.close()
+
+
+def test_connections_that_were_accepted_before_a_move_are_served(
+    new_loop: Callable[[], Loop],
+) -> None:
+    loop = new_loop()
+    server = loop.run_until_complete(asyncio.start_server(echo, LOCALHOST, 0))
+    ours, theirs = socket.socketpair()
+    loop.add_reader(ours, print)
+    clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(3)]
+    loop.remove_reader(ours)  # a ring learns of the connections here
+    with running(loop):
+        for client in clients:
+            with client:
+                client.settimeout(LIMIT)
+                client.sendall(b"hello")
+                assert client.recv(10) == b"hello"
+    server.close()
+    loop.run_until_complete(server.wait_closed())
+    loop.close()
+    ours.close()
+    theirs.close()
+
+
+def test_a_loop_closed_by_another_thread_keeps_no_connection(
+    new_loop: Callable[[], Loop],
+) -> None:
+    loop = new_loop()
+    server = loop.run_until_complete(asyncio.start_server(echo, LOCALHOST, 0))
+    ours, theirs = socket.socketpair()
+    loop.add_reader(ours, print)
+    client = socket.create_connection(server.sockets[0].getsockname())
+    loop.remove_reader(ours)
+
+    def close() -> None:
+        server.close()
+        loop.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join(LIMIT)
+    with client:
+        client.settimeout(LIMIT)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(10) == b""
+    ours.close()
+    theirs.close()

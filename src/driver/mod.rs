@@ -333,7 +333,14 @@ impl<T> Driver<T> {
     }
 
     fn drain(&mut self, backend: &mut dyn Backend, owners: &mut Vec<(OpId, T)>) -> io::Result<()> {
-        if self.ops.len() == 0 || !backend.is_usable() {
+        if !backend.is_usable() {
+            // What has arrived can be taken by any thread, but not by a forked child.
+            if self.check_process().is_ok() {
+                self.discard(backend, owners);
+            }
+            return Ok(());
+        }
+        if self.ops.len() == 0 {
             return Ok(());
         }
         for id in self.ops.ids() {
@@ -342,20 +349,24 @@ impl<T> Driver<T> {
         backend.settle(2 * self.ops.len())?;
         let deadline = socket::monotonic() + DRAIN_LIMIT;
         loop {
-            while let Some(completion) = backend.next() {
-                let id = OpId::from_user_data(completion.user_data);
-                if completion.more {
-                    drop(self.partial(id, &completion));
-                } else if let Some(op) = self.ops.remove(id) {
-                    owners.push((id, op.owner));
-                    drop(op.kind.finish(completion.result));
-                }
-            }
+            self.discard(backend, owners);
             let left = deadline.saturating_sub(socket::monotonic());
             if self.ops.len() == 0 || left.is_zero() {
                 return Ok(());
             }
             backend.wait(Some(left))?;
+        }
+    }
+
+    fn discard(&mut self, backend: &mut dyn Backend, owners: &mut Vec<(OpId, T)>) {
+        while let Some(completion) = backend.next() {
+            let id = OpId::from_user_data(completion.user_data);
+            if completion.more {
+                drop(self.partial(id, &completion));
+            } else if let Some(op) = self.ops.remove(id) {
+                owners.push((id, op.owner));
+                drop(op.kind.finish(completion.result));
+            }
         }
     }
 }

@@ -240,6 +240,11 @@ impl Handle {
         Ok(this.source_traceback.get())
     }
 
+    /// Hides the lock of asyncio's class; there is none to be had.
+    fn get_lock(_: &Ref<Handle>) -> Result<()> {
+        Ok(())
+    }
+
     fn get_repr(this: &Ref<Handle>) -> Result<Option<Obj>> {
         Ok(this.kept_repr.get())
     }
@@ -274,7 +279,7 @@ impl HandleTypes {
         let thread_safe = thread_safe.as_ref().map(|base| Variant {
             name: c"kloop._kloop.ThreadSafeHandle",
             doc: c"A callback that other threads may cancel.",
-            getsets: Handle::GETSETS,
+            getsets: THREAD_SAFE_GETSETS,
             base: Some(base),
         });
         let create = |variant: &Variant<Handle>| Type::create_variant(module, variant);
@@ -302,6 +307,18 @@ const LOOP: GetSet<Handle> = GetSet::get(c"_loop", Handle::get_loop);
 const REPR: GetSet<Handle> = GetSet::get(c"_repr", Handle::get_repr);
 const SOURCE_TRACEBACK: GetSet<Handle> =
     GetSet::get(c"_source_traceback", Handle::get_source_traceback);
+
+const THREAD_SAFE_GETSETS: &[GetSet<Handle>] = &[
+    CALLBACK,
+    ARGS,
+    CANCELLED,
+    CONTEXT,
+    LOOP,
+    REPR,
+    SOURCE_TRACEBACK,
+    GetSet::get(c"_lock", Handle::get_lock),
+    GetSet::END,
+];
 
 const TIMER_GETSETS: &[GetSet<Handle>] = &[
     CALLBACK,

@@ -29,7 +29,7 @@ pub use mailbox::Mailbox;
 pub use poll::Poll;
 pub use watch::Watch;
 
-use crate::driver::{Choice, Driver, OpId, Outcome, Process, Waker};
+use crate::driver::{Choice, Driver, Event, OpId, Outcome, Process, Waker};
 use crate::py::{
     Args, Bound, Construct, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, StateRef,
     ToObj, Type, Visit, state_of_type,
@@ -68,6 +68,8 @@ pub struct EventLoop {
     choice: Choice,
     /// Whose loop it is: a forked child must leave it alone.
     process: Process,
+    /// What the owners of operations on a ring that is gone have still to hear.
+    last_news: RefCell<VecDeque<(Owner, Signal)>>,
     /// Gone once the loop is closed, like the driver.
     waker: RefCell<Option<Waker>>,
     ready: RefCell<VecDeque<Ref<Handle>>>,
@@ -100,6 +102,7 @@ impl EventLoop {
             choice,
             process: Process::current(),
             driver: RefCell::new(Some(driver)),
+            last_news: RefCell::default(),
             ready: RefCell::default(),
             timers: RefCell::default(),
             watches: RefCell::default(),
@@ -245,8 +248,8 @@ impl EventLoop {
         this.state.to_fd.call([file])?.to_i32()
     }
 
-    /// Replaces a ring that belongs to another thread. The owners of what was in flight on it start
-    /// it again. Returns whether that was necessary.
+    /// Replaces a ring that belongs to another thread. In the next turn the owners of what was in
+    /// flight on it hear what has come of it, or start it again. Returns whether that was necessary.
     fn adopt_ring(this: &Ref<EventLoop>) -> Result<bool> {
         Self::check_process(this)?;
         let usable = |driver: &Option<Driver<Owner>>| driver.as_ref().is_none_or(Driver::is_usable);
@@ -254,13 +257,23 @@ impl EventLoop {
         if this.driver.try_borrow().map_or(true, |driver| usable(&driver)) {
             return Ok(false);
         }
-        let driver = open_driver(this.gil(), this.choice)?;
-        this.driver_name.set(driver.name());
-        this.waker.replace(Some(driver.waker()));
-        let old = this.driver.replace(Some(driver));
-        let lost = old.map_or_else(Vec::new, |mut driver| driver.close());
-        for (op, owner) in lost {
-            Self::tell(this, &owner, Signal::RingLost(op))?;
+        let new = open_driver(this.gil(), this.choice)?;
+        // That may have run Python: another thread may have taken the loop over meanwhile.
+        let old = match this.driver.try_borrow_mut() {
+            Ok(mut driver) if !usable(&driver) => {
+                this.driver_name.set(new.name());
+                this.waker.replace(Some(new.waker()));
+                driver.replace(new)
+            }
+            _ => return Ok(false),
+        };
+        if let Some(mut old) = old {
+            let mut news = this.last_news.borrow_mut();
+            while let Some(event) = old.next() {
+                let Event { op, owner, more, outcome } = event;
+                news.push_back((owner, Signal::Completed(Completion { op, more, outcome })));
+            }
+            news.extend(old.close().into_iter().map(|(op, owner)| (owner, Signal::RingLost(op))));
         }
         Ok(true)
     }
@@ -283,7 +296,8 @@ impl EventLoop {
         let timers = self.timers.borrow_mut().drain();
         let watches = self.watches.take();
         let rearm = self.rearm.take();
-        drop((ready, timers, watches, rearm));
+        let news = self.last_news.take();
+        drop((ready, timers, watches, rearm, news));
     }
 
     fn stats(this: &Ref<EventLoop>) -> Result<Obj> {
@@ -414,6 +428,9 @@ impl Native for EventLoop {
             && let Some(driver) = driver.as_ref()
         {
             driver.owners().for_each(|owner| visit.obj(owner.receiver()));
+        }
+        if let Ok(news) = self.last_news.try_borrow() {
+            news.iter().for_each(|(owner, _)| visit.obj(owner.receiver()));
         }
         if let Ok(ready) = self.ready.try_borrow() {
             ready.iter().for_each(|handle| visit.native(handle));

@@ -18,18 +18,24 @@ impl RunLock {
     /// Waits until no other thread runs the callback. As in any wait of Python's, a signal's
     /// handler may raise.
     pub fn wait(&self, state: &State) -> Result<()> {
-        while self.runner.get() != 0 && self.runner.get() != this_thread() {
-            let released = match self.released.get() {
-                Some(released) => released,
-                None => {
-                    let released = state.threading_event.call([])?;
-                    self.released.set(Some(released.clone()));
-                    released
+        while self.is_held_by_another() {
+            if !self.released.is_some() {
+                let released = state.threading_event.call([])?;
+                // Meanwhile other threads may have run.
+                if !self.released.is_some() && self.is_held_by_another() {
+                    self.released.set(Some(released));
                 }
-            };
-            released.call_method(&state.names.wait, [])?;
+                continue;
+            }
+            if let Some(released) = self.released.get() {
+                released.call_method(&state.names.wait, [])?;
+            }
         }
         Ok(())
+    }
+
+    fn is_held_by_another(&self) -> bool {
+        self.runner.get() != 0 && self.runner.get() != this_thread()
     }
 
     /// Runs `body` with the lock held.

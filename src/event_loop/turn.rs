@@ -64,7 +64,8 @@ impl EventLoop {
 
     /// Zero when there is work, None to wait for ever.
     fn time_to_wait(&self) -> Option<Duration> {
-        if self.stopping.get() || !self.ready.borrow().is_empty() {
+        let at_hand = !self.ready.borrow().is_empty() || !self.last_news.borrow().is_empty();
+        if self.stopping.get() || at_hand {
             return Some(Duration::ZERO);
         }
         let due = self.timers.borrow().earliest()?;
@@ -73,6 +74,9 @@ impl EventLoop {
     }
 
     fn take_completions(this: &Ref<EventLoop>) -> Result<()> {
+        while let Some((owner, signal)) = this.take_last_news() {
+            Self::tell(this, &owner, signal)?;
+        }
         while let Some(event) = Self::with_driver(this, |driver| driver.next())? {
             let completion = Completion { op: event.op, more: event.more, outcome: event.outcome };
             let owner = &event.owner;
@@ -85,6 +89,10 @@ impl EventLoop {
             }
         }
         Ok(())
+    }
+
+    fn take_last_news(&self) -> Option<(Owner, Signal)> {
+        self.last_news.borrow_mut().pop_front()
     }
 
     /// Tells an operation's owner. As for callbacks, an exception is reported and the loop goes on.

@@ -136,10 +136,15 @@ impl EventLoop {
         if this.rearm.borrow().is_empty() {
             return Ok(());
         }
-        for watch in this.rearm.take() {
+        let mut due = this.rearm.take().into_iter();
+        while let Some(watch) = due.next() {
             let live = watch.handle.borrow().is_some();
-            if live && watch.op.get().is_none() {
-                Watch::arm(&watch)?;
+            if live
+                && watch.op.get().is_none()
+                && let Err(error) = Watch::arm(&watch)
+            {
+                this.rearm.borrow_mut().extend(std::iter::once(watch).chain(due));
+                return Err(error);
             }
         }
         Ok(())

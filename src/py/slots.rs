@@ -84,7 +84,7 @@ pub(super) unsafe extern "C" fn traverse<T: Native>(
     arg: *mut c_void,
 ) -> c_int {
     let mut visit = Visit::new(visit_proc, arg);
-    // SAFETY: the collector passes live instances. A subclass's own traverse visits its type.
+    // SAFETY: the collector passes live instances.
     unsafe {
         visit.ptr(ffi::Py_TYPE(this).cast());
         guard_silent(|| value::<T>(this).traverse(&mut visit));
