@@ -142,7 +142,8 @@ def parse_options() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("-k", metavar="TEXT", default="", help="only tests with this in their name")
     parser.add_argument("-v", action="store_true", help="show all tracebacks and warnings")
-    parser.add_argument("-j", metavar="N", type=int, default=os.process_cpu_count() or 1)
+    # Two for each CPU: many tests wait for something most of their time.
+    parser.add_argument("-j", metavar="N", type=int, default=2 * (os.process_cpu_count() or 1))
     parser.add_argument("--limit", metavar="SECONDS", type=float, default=30.0, help="for a test")
     parser.add_argument("module", nargs="*", help="as test_events; by default all of them")
     return parser.parse_args()
