@@ -353,7 +353,3 @@ def server_context() -> ssl.SSLContext:
 
 def client_context() -> ssl.SSLContext:
     return ssl.create_default_context(cadata=certificate.CERTIFICATE)
-
-
-def recorder_of(transport: asyncio.BaseTransport) -> Recorder:
-    return cast(Recorder, transport.get_protocol())

@@ -557,3 +557,35 @@ def test_children_survive_the_loop_going_to_another_thread(new_loop: Callable[[]
     with in_thread(lambda: loop.run_until_complete(finish())):
         pass
     loop.close()
+
+
+@pytest.mark.parametrize("lack", ["of room to poll", "of threads"])
+async def test_a_child_that_cannot_be_watched_is_killed(
+    loop: Loop, loop_name: str, monkeypatch: pytest.MonkeyPatch, lack: str
+) -> None:
+    if loop_name == "asyncio":
+        pytest.skip("the stock loop leaves it running")
+    pids: list[int] = []
+    pidfd_open = os.pidfd_open
+
+    def note(pid: int, flags: int = 0) -> int:
+        pids.append(pid)
+        if lack == "of threads":
+            raise PermissionError(1, "pidfd_open")
+        return pidfd_open(pid, flags)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("nothing left")
+
+    monkeypatch.setattr(os, "pidfd_open", note)
+    if lack == "of threads":
+        monkeypatch.setattr(threading.Thread, "start", fail)
+    else:
+        monkeypatch.setattr(loop, "_add_reader", fail, raising=False)
+    with pytest.raises(RuntimeError, match="nothing left"):
+        await python(WAITS, stdin=PIPE, stdout=PIPE)
+    monkeypatch.undo()
+    await settle()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

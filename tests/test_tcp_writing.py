@@ -376,6 +376,12 @@ async def test_write_buffer_limits(loop: Loop) -> None:
         with pytest.raises(ValueError, match=r"must be >= 0"):
             set_limits(high=-1, low=-2)
         assert limits() == (5, 5)
+        set_limits(high=2e6)
+        assert limits() == (500_000, 2_000_000)
+        set_limits(high=1 << 70)  # without a limit, as it were
+        assert limits()[1] >= 1 << 62
+        with pytest.raises(TypeError):
+            set_limits(high="10")
         set_limits()
         assert limits() == (16 * 1024, 64 * 1024)
 

@@ -78,7 +78,7 @@ async def serve(kind: str, pipes: list[tuple[int, int]]) -> None:
                 lambda writer=writer: READERS[kind](writer),  # type: ignore[misc]
                 os.fdopen(reading, "rb", 0),
             )
-    serving.announce(0)
+    serving.announce("pipes")
     await loop.create_future()
 
 

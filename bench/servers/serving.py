@@ -73,7 +73,10 @@ def _run(listen: Callable[[], Awaitable[None]], arguments: argparse.Namespace) -
 
 
 def announce(address: str) -> None:
-    """Tell the benchmark where the server listens, in the words of the load client."""
+    """Tell the benchmark where the server listens, in the words of the load client.
+
+    A server that was given its pipes says "pipes".
+    """
     print(f"LISTENS {address}", flush=True)
 
 

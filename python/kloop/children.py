@@ -27,8 +27,17 @@ class ChildWatcher:
         except (AttributeError, OSError):
             self._wait_in_thread(loop, transport)
             return
+        try:
+            loop._add_reader(pidfd, self._on_exit, loop, transport, pidfd)
+        except BaseException:
+            os.close(pidfd)
+            raise
         self._pidfds.add(pidfd)
-        loop._add_reader(pidfd, self._on_exit, loop, transport, pidfd)
+
+    def give_up(self, transport: Any) -> None:
+        """Kill a process that cannot be watched, and close its transport."""
+        transport.close()
+        transport._process_exited(_reap(transport._proc))
 
     def close(self) -> None:
         """Forget the processes that still run. The loop must be closed."""

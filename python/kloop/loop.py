@@ -5,15 +5,18 @@ runs once per loop, server or connection set-up. Everything else is inherited fr
 
 Names of asyncio's that are overridden or relied upon here and in the native base, checked against
 CPython 3.13, 3.14 and 3.15: _add_callback, _add_reader, _add_writer, _check_callback,
-_check_closed, _check_thread, _close_self_pipe, _closed, _csock, _debug, _ensure_fd_no_transport,
-_internal_fds, _make_datagram_transport, _make_read_pipe_transport, _make_self_pipe,
-_make_socket_transport, _make_ssl_transport, _make_subprocess_transport, _make_write_pipe_transport,
-_remove_reader, _remove_writer, _run_once, _sendfile_native, _signal_handlers,
-_sock_sendfile_native, _ssock, _start_serving, _stop_serving, _stopping, _task_factory, _thread_id,
-_write_to_self; the slots of Handle, TimerHandle and _ThreadSafeHandle;
-BaseSelectorEventLoop._accept_connection2; BaseSubprocessTransport._proc, _process_exited and _wait;
-base_events._check_ssl_socket; base_events._format_handle; format_helpers._format_callback_source;
-futures.Future; tasks.Task; unix_events._UnixSubprocessTransport.
+_check_closed, _check_thread, _close_self_pipe, _closed, _csock, _current_handle, _debug,
+_ensure_fd_no_transport, _ensure_resolved, _internal_fds, _make_datagram_transport,
+_make_read_pipe_transport, _make_self_pipe, _make_socket_transport, _make_ssl_transport,
+_make_subprocess_transport, _make_write_pipe_transport, _remove_reader, _remove_writer, _run_once,
+_sendfile_native, _signal_handlers, _sock_sendfile_native, _ssock, _start_serving, _stop_serving,
+_stopping, _task_factory, _thread_id, _write_to_self; the slots of Handle, TimerHandle and
+_ThreadSafeHandle; BaseSelectorEventLoop._accept_connection2; BaseSubprocessTransport._proc,
+_process_exited and _wait; Server._attach and _detach; SSLProtocol._app_transport;
+base_events._check_ssl_socket and _format_handle; constants._SendfileMode;
+format_helpers._format_callback_source; futures.Future and _set_result_unless_cancelled;
+selectors._fileobj_to_fd; tasks.Task; transports._FlowControlMixin;
+unix_events._UnixSubprocessTransport.
 """
 
 import asyncio
@@ -207,7 +210,11 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
                 "use Popen's other options (cwd, umask, user, start_new_session, ...), or "
                 'workers="processes"'
             ) from error
-        self._child_watcher.watch(self, transport)
+        try:
+            self._child_watcher.watch(self, transport)
+        except BaseException:
+            self._child_watcher.give_up(transport)
+            raise
         try:
             await waiter
         except (SystemExit, KeyboardInterrupt):

@@ -178,5 +178,9 @@ class SocketCalls(_Base):
                 raise ConnectionError("socket is not connected", errno.ENOTCONN) from error
             raise
         finally:
-            os.lseek(source, offset + total, os.SEEK_SET)
+            try:
+                os.lseek(source, offset + total, os.SEEK_SET)
+            except OSError:
+                if total:
+                    raise
         return total

@@ -288,8 +288,8 @@ impl<T> Driver<T> {
         Some((&op.owner, op.kind.report(completion.result)?))
     }
 
-    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it, and
-    /// an epoll instance to the process.
+    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it,
+    /// and an epoll instance to the process.
     pub fn is_usable(&self) -> bool {
         self.backend.is_usable()
     }
@@ -395,9 +395,9 @@ unsafe impl Send for Wait<'_> {}
 
 impl Wait<'_> {
     /// Starts what is queued and waits for a completion, a [`Waker::wake`], a signal or the
-    /// timeout: io_uring_enter(2), which does all of it in one system call, or epoll_pwait2(2); where
-    /// that is missing, timeouts are rounded up to milliseconds. Does not block if completions are
-    /// there.
+    /// timeout: io_uring_enter(2), which does all of it in one system call, or epoll_pwait2(2);
+    /// where that is missing, timeouts are rounded up to milliseconds. Does not block if
+    /// completions are there.
     ///
     /// # Errors
     /// Those of io_uring_enter(2) or epoll_wait(2), except `ETIME`, `EINTR`, `EAGAIN` and `EBUSY`,

@@ -27,6 +27,14 @@ pub(super) fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize
     }
 }
 
+/// Counts nothing where the call would have to wait.
+pub fn ignore_would_block(result: io::Result<usize>) -> io::Result<usize> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        result => result,
+    }
+}
+
 /// Receives what is there, 0 at the end of the stream: recv(2) with `MSG_DONTWAIT`.
 ///
 /// # Errors

@@ -1,9 +1,9 @@
 //! The native base of `kloop.Loop`: what runs once per callback, timer or turn.
 //!
-//! `class Loop(_kloop.Loop, asyncio.SelectorEventLoop)` inherits everything else from asyncio. The
-//! attributes that asyncio's classes keep in the instance and that native code reads in every
-//! turn (`_debug`, `_stopping`, ...) are attributes of the native base, which asyncio's own code
-//! then sets without knowing.
+//! `class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop)` inherits everything else from
+//! asyncio. The attributes that asyncio's classes keep in the instance and that native code reads in
+//! every turn (`_debug`, `_stopping`, ...) are attributes of the native base, which asyncio's own
+//! code then sets without knowing.
 
 #![deny(unsafe_code)]
 
@@ -249,7 +249,8 @@ impl EventLoop {
     }
 
     /// Replaces a ring that belongs to another thread. In the next turn the owners of what was in
-    /// flight on it hear what has come of it, or start it again. Returns whether that was necessary.
+    /// flight on it hear what has come of it, or start it again. Returns whether that was
+    /// necessary.
     fn adopt_ring(this: &Ref<EventLoop>) -> Result<bool> {
         Self::check_process(this)?;
         let usable = |driver: &Option<Driver<Owner>>| driver.as_ref().is_none_or(Driver::is_usable);

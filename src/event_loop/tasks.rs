@@ -1,5 +1,5 @@
-//! Futures and tasks: asyncio's C types, made without a detour through Python. As asyncio does, this
-//! looks the classes up each time, for tests and tools replace them.
+//! Futures and tasks: asyncio's C types, made without a detour through Python. As asyncio does,
+//! this looks the classes up each time, for tests and tools replace them.
 
 use super::EventLoop;
 use crate::py::{Args, Obj, Ref, Result, ToObj};

@@ -38,8 +38,8 @@ impl EventLoop {
         Self::read_mail(this)?;
         Self::run_ready(this, due)?;
         if idle && !this.stopping.get() {
-            // The next turn would begin with it, after a look at the ring that a loop which has just
-            // waited can spare.
+            // The next turn would begin with it, after a look at the ring that a loop which has
+            // just waited can spare.
             let ready = this.ready.borrow().len();
             Self::run_ready(this, ready)?;
         }

@@ -5,7 +5,6 @@ use std::ops::Deref;
 use std::os::fd::RawFd;
 
 use super::flow::HIGH_WATER;
-
 use super::reading::Reading;
 use crate::driver::{OpId, Outcome};
 use crate::event_loop::{Completion, EventLoop, Owner, Signal};

@@ -1,7 +1,8 @@
 //! Write flow control: high and low water marks, as asyncio's transports have them.
 
-use super::base::Transport;
+use super::base::{Transport, owner};
 use super::lifecycle::Lifecycle;
+use crate::event_loop::EventLoop;
 use crate::py::{Args, Exc, Obj, Ref, Result, Signature, ToObj};
 
 /// asyncio's default high-water mark, in bytes; the low-water mark is a quarter of the high one.
@@ -28,8 +29,8 @@ pub(super) trait FlowControl: Transport {
     /// Marks in bytes; `ValueError` unless high >= low >= 0.
     fn set_write_buffer_limits(this: &Ref<Self>, args: &Args) -> Result<()> {
         let [high, low] = args.bind(&SET_LIMITS)?;
-        let number = |value: Option<&Obj>| value.and_then(Obj::some).map(Obj::to_i64).transpose();
-        let (high, low) = (number(high)?, number(low)?);
+        let mark = |value: Option<&Obj>| value.and_then(Obj::some).map(to_mark).transpose();
+        let (high, low) = (mark(high)?, mark(low)?);
         let high = match (high, low) {
             (Some(high), _) => high,
             (None, Some(low)) => low.saturating_mul(4),
@@ -66,6 +67,21 @@ pub(super) trait FlowControl: Transport {
         Self::tell_protocol(this, name, "protocol.resume_writing() failed")
     }
 
+    /// Waits for room to write; `on_written` hears of it.
+    fn await_room(this: &Ref<Self>, error_message: &str) -> Result<()> {
+        if this.write_op.get().is_some() {
+            return Ok(());
+        }
+        let (fd, events, owner) = (this.fd.get(), libc::POLLOUT as u32, owner(this));
+        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, events, false, owner)) {
+            Ok(op) => {
+                this.write_op.set(Some(op));
+                Ok(())
+            }
+            Err(error) => Self::fatal_error(this, error, error_message),
+        }
+    }
+
     fn tell_protocol(this: &Ref<Self>, method: &Obj, message: &str) -> Result<()> {
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
         match protocol.call_method(method, []) {
@@ -89,3 +105,15 @@ pub(super) trait FlowControl: Transport {
 }
 
 impl<T: Transport> FlowControl for T {}
+
+/// A number of bytes, as a number of any kind and size.
+fn to_mark(value: &Obj) -> Result<i64> {
+    if let Ok(mark) = value.to_i64() {
+        return Ok(mark);
+    }
+    let number = value.to_f64()?;
+    if !number.is_finite() {
+        return Err(Exc::value_error(value.gil(), format!("{number} is no number of bytes")));
+    }
+    Ok(number as i64)
+}

@@ -227,19 +227,23 @@ pub(super) trait Lifecycle: Transport {
         state.warn.call_with_names(&args, &names).map(drop)
     }
 
-    fn describe(this: &Ref<Self>) -> Result<String> {
+    /// How a repr() begins.
+    fn head(this: &Ref<Self>) -> String {
         let state = match (this.is_released(), this.closing.get()) {
             (true, _) => "closed ",
             (_, true) => "closing ",
             _ => "",
         };
+        format!("{} {state}fd={}", this.obj().type_name(), this.fd.get())
+    }
+
+    fn describe(this: &Ref<Self>) -> Result<String> {
         let reading =
             if this.read_op.get().is_some() && !this.paused.get() { "polling" } else { "idle" };
         let writing = if this.write_op.get().is_some() { "polling" } else { "idle" };
         Ok(format!(
-            "<{} {state}fd={} read={reading} write=<{writing}, bufsize={}>>",
-            this.obj().type_name(),
-            this.fd.get(),
+            "<{} read={reading} write=<{writing}, bufsize={}>>",
+            Self::head(this),
             this.unsent.get()
         ))
     }
@@ -248,6 +252,11 @@ pub(super) trait Lifecycle: Transport {
 
     fn get_loop(this: &Ref<Self>) -> Result<Obj> {
         Ok(this.home.obj().clone())
+    }
+
+    fn set_protocol(this: &Ref<Self>, protocol: &Obj) -> Result<()> {
+        this.protocol.set(Some(protocol.clone()));
+        Ok(())
     }
 
     fn get_protocol(this: &Ref<Self>) -> Result<Option<Obj>> {

@@ -42,8 +42,8 @@ impl SocketNames {
 pub(super) trait SocketTransport: Transport {
     fn names(&self) -> &SocketNames;
 
-    /// Both addresses are noted at the start: the peer's cannot be asked for once it is gone. Returns
-    /// the address family.
+    /// Both addresses are noted at the start: the peer's cannot be asked for once it is gone.
+    /// Returns the address family.
     fn note_addresses(this: &Ref<Self>) -> Result<i32> {
         let gil = this.gil();
         let local = SocketAddress::local(this.fd.get());

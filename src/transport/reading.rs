@@ -41,7 +41,8 @@ pub(super) trait Reading: Transport {
             Ok(events) => Self::read_or_keep(this, events),
             Err(error) => Self::fatal_error(this, Exc::os(this.gil(), &error), Self::READ_ERROR),
         };
-        // A poll ends with its report; a multishot one too sometimes, as when the completion queue was full.
+        // A poll ends with its report; a multishot one too sometimes, as when the completion queue
+        // was full.
         if more { read } else { read.and(Self::start_reading(this)) }
     }
 

@@ -91,8 +91,8 @@ impl Instance {
             tv_sec: timeout.as_secs() as libc::time_t,
             tv_nsec: timeout.subsec_nanos() as _,
         };
-        // SAFETY: `events` has room for as many events as the call is told, the timespec lives until
-        // it returns, and no signal mask is given.
+        // SAFETY: `events` has room for as many events as the call is told, the timespec lives
+        // until it returns, and no signal mask is given.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,

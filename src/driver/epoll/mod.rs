@@ -1,12 +1,12 @@
 //! The epoll backend, for where io_uring is not to be had.
 //!
-//! The operations on one descriptor share a *registration*, which the kernel knows by its key. Epoll
-//! keeps it for a file and a descriptor number until the file is closed everywhere, which need not
-//! be when the number is: a duplicate or a forked child may hold it. So a number that comes to mean
-//! another file gets another registration, and what the kernel reports of the old one finds no
-//! operation. Nor can it make the loop spin, since nothing is level-triggered: a registration with
-//! one-shot polls only is disarmed by its first event (`EPOLLONESHOT`), all others report changes
-//! (`EPOLLET`). Arming one makes the kernel look what is ready.
+//! The operations on one descriptor share a *registration*, which the kernel knows by its key.
+//! Epoll keeps it for a file and a descriptor number until the file is closed everywhere, which
+//! need not be when the number is: a duplicate or a forked child may hold it. So a number that
+//! comes to mean another file gets another registration, and what the kernel reports of the old one
+//! finds no operation. Nor can it make the loop spin, since nothing is level-triggered: a
+//! registration with one-shot polls only is disarmed by its first event (`EPOLLONESHOT`), all
+//! others report changes (`EPOLLET`). Arming one makes the kernel look what is ready.
 
 mod instance;
 mod work;

@@ -145,8 +145,8 @@ impl Started {
         Progress::Yields
     }
 
-    /// The last completion of an operation whose file epoll does not take, since it is always ready:
-    /// a regular file, a directory.
+    /// The last completion of an operation whose file epoll does not take, since it is always
+    /// ready: a regular file, a directory.
     pub fn always_ready(&self) -> Completion {
         let ready = self.events() & (IN | OUT);
         // As from the ring where the file cannot have the events.

@@ -22,7 +22,7 @@ use crate::py::{
 };
 use crate::state::State;
 use peer::PeerCache;
-use write::Datagram;
+use write::{Datagram, WRITE_ERROR};
 
 pub struct DatagramTransport {
     base: Base,
@@ -52,8 +52,9 @@ const CONSTRUCTOR: Signature<6> = Signature {
 };
 
 impl DatagramTransport {
-    /// A transport for a Python socket. connection_made() is called, reading starts and the waiter is
-    /// woken in the next turn, in this order. The callbacks run in a copy of the current context.
+    /// A transport for a Python socket. connection_made() is called, reading starts and the waiter
+    /// is woken in the next turn, in this order. The callbacks run in a copy of the current
+    /// context.
     fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
         let state = state_of_type::<State, _>(class)?;
         let [home, sock, protocol, address, waiter, extra] = args.bind(&CONSTRUCTOR)?;
@@ -94,11 +95,6 @@ impl DatagramTransport {
         let peer = this.names.peer();
         this.connected.set(peer.is_some());
         this.fixed.set(peer.map_or(Ok(false), |peer| peer.truth())?);
-        Ok(())
-    }
-
-    fn set_protocol(this: &Ref<Self>, protocol: &Obj) -> Result<()> {
-        this.protocol.set(Some(protocol.clone()));
         Ok(())
     }
 
@@ -143,7 +139,7 @@ impl Transport for DatagramTransport {
     }
 
     fn on_write_lost(this: &Ref<Self>) -> Result<()> {
-        Self::await_room(this)
+        Self::await_room(this, WRITE_ERROR)
     }
 
     fn drop_unsent(&self) {

@@ -4,10 +4,8 @@ use std::io;
 
 use super::DatagramTransport;
 use crate::driver::{SocketAddress, socket};
-use crate::event_loop::EventLoop;
 use crate::py::{Args, Buffer, Exc, Obj, Ref, Result, Signature, ToObj, Visit};
 use crate::transport::address::from_python;
-use crate::transport::base::owner;
 use crate::transport::flow::FlowControl;
 use crate::transport::lifecycle::Lifecycle;
 
@@ -17,7 +15,7 @@ const HEADER: usize = 8;
 /// Seconds until another try where the kernel cannot tell when there is room.
 const RETRY_DELAY: f64 = 0.001;
 
-const WRITE_ERROR: &str = "Fatal write error on datagram transport";
+pub(super) const WRITE_ERROR: &str = "Fatal write error on datagram transport";
 
 const SENDTO: Signature<2> =
     Signature { function: "sendto", names: ["data", "addr"], required: 1, positional: 2 };
@@ -99,7 +97,7 @@ impl DatagramTransport {
         if this.queue.borrow().is_empty() {
             match Self::send(this, data, &to) {
                 Ok(true) => return Ok(()),
-                Ok(false) => Self::await_room(this)?,
+                Ok(false) => Self::await_room(this, WRITE_ERROR)?,
                 Err(error) => return Self::io_failed(this, error, WRITE_ERROR),
             }
         }
@@ -134,22 +132,6 @@ impl DatagramTransport {
         }
     }
 
-    /// Goes on when the socket says that there is room.
-    pub(super) fn await_room(this: &Ref<Self>) -> Result<()> {
-        if this.write_op.get().is_some() {
-            return Ok(());
-        }
-        let (fd, owner) = (this.fd.get(), owner(this));
-        let events = libc::POLLOUT as u32;
-        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, events, false, owner)) {
-            Ok(op) => {
-                this.write_op.set(Some(op));
-                Ok(())
-            }
-            Err(error) => Self::fatal_error(this, error, WRITE_ERROR),
-        }
-    }
-
     /// Goes on after a while: of a Unix socket that is not connected, the kernel cannot say when
     /// the receiver has room, and always claims that there is some.
     fn retry_later(this: &Ref<Self>) -> Result<()> {
@@ -176,7 +158,7 @@ impl DatagramTransport {
                 Ok(false) => {
                     this.queue.borrow_mut().push_front(datagram);
                     if progress {
-                        Self::await_room(this)?
+                        Self::await_room(this, WRITE_ERROR)?
                     } else {
                         Self::retry_later(this)?
                     }
@@ -185,7 +167,7 @@ impl DatagramTransport {
                 Err(error) => {
                     this.sent(&datagram);
                     // The rest is sent whatever the protocol makes of the error.
-                    Self::await_room(this)?;
+                    Self::await_room(this, WRITE_ERROR)?;
                     return Self::io_failed(this, error, WRITE_ERROR);
                 }
             }

@@ -79,21 +79,6 @@ trait PipeTransport: Transport {
     fn get_pipe(this: &Ref<Self>) -> Result<Option<Obj>> {
         Ok(this.file.get())
     }
-
-    fn set_protocol(this: &Ref<Self>, protocol: &Obj) -> Result<()> {
-        this.protocol.set(Some(protocol.clone()));
-        Ok(())
-    }
-
-    /// How a repr() begins.
-    fn head(this: &Ref<Self>) -> String {
-        let state = match (this.is_released(), this.closing.get()) {
-            (true, _) => "closed ",
-            (_, true) => "closing ",
-            _ => "",
-        };
-        format!("{} {state}fd={}", this.obj().type_name(), this.fd.get())
-    }
 }
 
 impl<T: Transport> PipeTransport for T {}

@@ -10,12 +10,12 @@ use super::unsent::Unsent;
 use super::{Opened, PipeTransport, open, parameters};
 use crate::driver::Outcome;
 use crate::driver::pipe::{self, FileKind};
-use crate::event_loop::EventLoop;
+use crate::driver::socket::ignore_would_block;
 use crate::py::{
     Args, Buffer, Construct, Describe, Exc, GetSet, Method, Native, Obj, Offset, Ref, Result,
     Signature, Type, Visit,
 };
-use crate::transport::base::{Base, Transport, owner};
+use crate::transport::base::{Base, Transport};
 use crate::transport::flow::FlowControl;
 use crate::transport::lifecycle::Lifecycle;
 use crate::transport::reading::Reading;
@@ -140,29 +140,17 @@ impl WritePipeTransport {
 
     fn write_rest_later(this: &Ref<Self>, size: usize) -> Result<()> {
         this.unsent.set(this.unsent.get() + size);
-        Self::await_room(this)?;
+        Self::await_room(this, WRITE_ERROR)?;
         Self::maybe_pause_protocol(this)
-    }
-
-    fn await_room(this: &Ref<Self>) -> Result<()> {
-        if this.unsent.get() == 0 || this.write_op.get().is_some() {
-            return Ok(());
-        }
-        let (fd, events, owner) = (this.fd.get(), libc::POLLOUT as u32, owner(this));
-        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, events, false, owner)) {
-            Ok(op) => {
-                this.write_op.set(Some(op));
-                Ok(())
-            }
-            Err(error) => Self::fatal_error(this, error, WRITE_ERROR),
-        }
     }
 
     fn on_room(this: &Ref<Self>, polled: io::Result<u32>) -> Result<()> {
         if let Err(error) = polled.and_then(|_| this.write_unsent()) {
             return Self::write_failed(this, error);
         }
-        Self::await_room(this)?;
+        if this.unsent.get() > 0 {
+            Self::await_room(this, WRITE_ERROR)?;
+        }
         // May write more.
         Self::maybe_resume_protocol(this)?;
         if this.closing.get() && this.unsent.get() == 0 { Self::finish_close(this) } else { Ok(()) }
@@ -192,13 +180,6 @@ impl WritePipeTransport {
             None => "idle",
         };
         Ok(format!("<{head} {state} bufsize={}>", this.unsent.get()))
-    }
-}
-
-fn ignore_would_block(result: io::Result<usize>) -> io::Result<usize> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        result => result,
     }
 }
 
@@ -242,7 +223,7 @@ impl Transport for WritePipeTransport {
     }
 
     fn on_write_lost(this: &Ref<Self>) -> Result<()> {
-        Self::await_room(this)
+        if this.unsent.get() == 0 { Ok(()) } else { Self::await_room(this, WRITE_ERROR) }
     }
 
     fn drop_unsent(&self) {

@@ -53,8 +53,8 @@ const CONSTRUCTOR: Signature<7> = Signature {
 
 impl StreamTransport {
     /// A transport for a connected Python socket. connection_made() is called, reading starts and
-    /// the waiter is woken in the next turn, in this order. The callbacks run in `context`, by default
-    /// a copy of the current one.
+    /// the waiter is woken in the next turn, in this order. The callbacks run in `context`, by
+    /// default a copy of the current one.
     fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
         let state = state_of_type::<State, _>(class)?;
         let [home, sock, protocol, waiter, extra, server, context] = args.bind(&CONSTRUCTOR)?;
@@ -74,8 +74,8 @@ impl StreamTransport {
         Self::keep_if(this, started)
     }
 
-    /// A transport for an accepted connection, whose file descriptor it takes over. It is started at
-    /// once.
+    /// A transport for an accepted connection, whose file descriptor it takes over. It is started
+    /// at once.
     fn accept(
         home: &Ref<EventLoop>,
         fd: OwnedFd,

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 
 use super::StreamTransport;
-use crate::driver::socket;
+use crate::driver::socket::{self, ignore_would_block};
 use crate::event_loop::EventLoop;
 use crate::py::{Buffer, Exc, Obj, Ref, Result};
 use crate::transport::base::owner;
@@ -187,12 +187,5 @@ impl StreamTransport {
             return Self::finish_close(this);
         }
         if this.write_ended.get() { this.shut_down() } else { Ok(()) }
-    }
-}
-
-fn ignore_would_block(result: io::Result<usize>) -> io::Result<usize> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        result => result,
     }
 }
