@@ -55,6 +55,8 @@ client:
 bench: build client ## compare with asyncio and uvloop, in one run
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
 	.venv/bin/python bench/echo.py
+	.venv/bin/python bench/echo.py --transport unix
+	.venv/bin/python bench/echo.py --transport udp
 	.venv/bin/python bench/pipes.py
 	.venv/bin/python bench/cores.py
 
