@@ -30,6 +30,12 @@ impl FileKind {
     }
 }
 
+/// How many bytes a pipe can hold: fcntl(2) with `F_GETPIPE_SZ`. Fails for other files.
+pub fn capacity(fd: RawFd) -> io::Result<usize> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(fd, libc::F_GETPIPE_SZ) } as _)
+}
+
 /// Makes calls fail with `EAGAIN` instead of waiting: fcntl(2) with `O_NONBLOCK`. This holds for
 /// everybody who has the file from the same open(2), other processes too.
 pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {

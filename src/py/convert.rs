@@ -1,6 +1,6 @@
 //! Conversions between Rust values and Python objects.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int};
 
 use pyo3_ffi as ffi;
 
@@ -119,7 +119,36 @@ impl ToObj for &[u8] {
     }
 }
 
+// Stable API that pyo3-ffi does not export.
+unsafe extern "C" {
+    fn _PyBytes_Resize(bytes: *mut *mut ffi::PyObject, size: ffi::Py_ssize_t) -> c_int;
+}
+
 impl Obj {
+    /// A `bytes` that `fill` writes: it gets room for `size` bytes, zeroed, and returns how many of
+    /// them to keep. Where it fails, so does this, with its error inside.
+    pub fn bytes_filled<E>(
+        _: Gil,
+        size: usize,
+        fill: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
+    ) -> Result<std::result::Result<Obj, E>> {
+        // SAFETY: attached (token). The new object is ours alone until it is returned, and has
+        // `size` bytes; resizing takes it over and leaves null where it fails.
+        unsafe {
+            let made = ffi::PyBytes_FromStringAndSize(std::ptr::null(), size as ffi::Py_ssize_t);
+            let made = Obj::owned(made)?;
+            let data = ffi::PyBytes_AsString(made.as_ptr()).cast::<u8>();
+            data.write_bytes(0, size);
+            let count = match fill(std::slice::from_raw_parts_mut(data, size)) {
+                Ok(count) => count.min(size),
+                Err(error) => return Ok(Err(error)),
+            };
+            let mut raw = made.into_ptr();
+            _PyBytes_Resize(&mut raw, count as ffi::Py_ssize_t);
+            Obj::owned(raw).map(Ok)
+        }
+    }
+
     /// `os.fsdecode()` of a path.
     pub fn path(_: Gil, path: &[u8]) -> Result<Self> {
         // SAFETY: attached (token); pointer and length describe initialised memory.

@@ -1,5 +1,6 @@
 //! `ReadPipeTransport`: the end of a pipe that is read.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::io;
 use std::ops::Deref;
@@ -7,10 +8,10 @@ use std::ops::Deref;
 use super::{Opened, PipeTransport, open, parameters};
 use crate::driver::pipe::{self, FileKind};
 use crate::driver::socket::check_pollable;
-use crate::event_loop::EventLoop;
+use crate::event_loop::{EventLoop, READ_SIZE};
 use crate::py::{
-    Args, Construct, Describe, Exc, GetSet, Method, Native, Offset, Ref, Result, Signature, ToObj,
-    Type, Visit,
+    Args, Construct, Describe, Exc, GetSet, Method, Native, Obj, Offset, Ref, Result, Signature,
+    ToObj, Type, Visit,
 };
 use crate::transport::base::{Base, Transport};
 use crate::transport::lifecycle::Lifecycle;
@@ -21,6 +22,10 @@ const CONSTRUCTOR: Signature<5> = parameters("ReadPipeTransport");
 pub struct ReadPipeTransport {
     base: Base,
     kind: FileKind,
+    /// What a pipe can hold, in bytes, up to the size of a read; beyond any read for other files.
+    capacity: usize,
+    /// The last read took much of the capacity, so that the next one may spare the copy.
+    reads_much: Cell<bool>,
 }
 
 impl ReadPipeTransport {
@@ -30,7 +35,12 @@ impl ReadPipeTransport {
     fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
         let refusal = "Pipe transport is for pipes/sockets only.";
         let Opened { base, kind, waiter } = open(class, args, &CONSTRUCTOR, refusal)?;
-        let this = class.alloc(ReadPipeTransport { base, kind })?;
+        let this = class.alloc(ReadPipeTransport {
+            capacity: pipe::capacity(base.fd.get()).map_or(usize::MAX, |size| size.min(READ_SIZE)),
+            reads_much: Cell::new(false),
+            base,
+            kind,
+        })?;
         let started = Self::start_later(&this, waiter);
         Self::keep_if(this, started)
     }
@@ -46,21 +56,29 @@ impl ReadPipeTransport {
     /// An exception of data_received() ends nothing, as in asyncio.
     fn read_once(this: &Ref<Self>) -> Result<()> {
         let (gil, fd) = (this.gil(), this.fd.get());
-        let read = this.home.with_scratch(|scratch| {
-            pipe::read(fd, scratch).map(|count| (count, scratch[..count].to_obj(gil)))
-        });
-        match read {
-            Ok((0, _)) => Self::on_eof(this),
-            Ok((_, data)) => match this.protocol.get() {
-                Some(protocol) => {
-                    let name = &this.home.state.names.data_received;
-                    protocol.call_method(name, [&data?]).map(drop)
-                }
-                None => Ok(()),
-            },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Self::fatal_error(this, Exc::os(gil, &error), Self::READ_ERROR),
+        let read = if this.reads_much.get() {
+            Obj::bytes_filled(gil, this.capacity, |room| pipe::read(fd, room))?
+        } else {
+            let copy = |scratch: &mut [u8]| {
+                pipe::read(fd, scratch).map(|count| scratch[..count].to_obj(gil))
+            };
+            match this.home.with_scratch(copy) {
+                Ok(data) => Ok(data?),
+                Err(error) => Err(error),
+            }
+        };
+        let data = match read {
+            Ok(data) => data,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Self::fatal_error(this, Exc::os(gil, &error), Self::READ_ERROR),
+        };
+        let count = data.bytes().map_or(0, <[u8]>::len);
+        if count == 0 {
+            return Self::on_eof(this);
         }
+        this.reads_much.set(count > this.capacity / 2);
+        let Some(protocol) = this.protocol.get() else { return Ok(()) };
+        protocol.call_method(&this.home.state.names.data_received, [&data]).map(drop)
     }
 
     fn on_eof(this: &Ref<Self>) -> Result<()> {

@@ -22,10 +22,6 @@ use crate::transport::reading::Reading;
 
 const CONSTRUCTOR: Signature<5> = parameters("WritePipeTransport");
 
-/// Writes in a row to one pipe before others get their turn. While one fills the pipe, the reader
-/// makes room for the next, which is cheaper than to wait for that.
-const WRITES_PER_TURN: usize = 4;
-
 const WRITE_ERROR: &str = "Fatal write error on pipe transport";
 
 pub struct WritePipeTransport {
@@ -157,13 +153,8 @@ impl WritePipeTransport {
     }
 
     fn write_unsent(&self) -> io::Result<()> {
-        for _ in 0..WRITES_PER_TURN {
-            let written = ignore_would_block(self.unsent_data.write_to(self.fd.get()))?;
-            self.unsent.set(self.unsent.get().saturating_sub(written));
-            if written == 0 || self.unsent.get() == 0 {
-                break;
-            }
-        }
+        let written = ignore_would_block(self.unsent_data.write_to(self.fd.get()))?;
+        self.unsent.set(self.unsent.get().saturating_sub(written));
         Ok(())
     }
 
