@@ -260,12 +260,10 @@ impl SocketAddress {
         Ok(this)
     }
 
-    #[cfg_attr(not(test), allow(dead_code))]
     pub(super) fn as_ptr(&self) -> *const libc::sockaddr {
         (&raw const self.storage).cast()
     }
 
-    #[cfg_attr(not(test), allow(dead_code))]
     pub(super) fn len(&self) -> libc::socklen_t {
         self.len
     }

@@ -65,6 +65,15 @@ fn kinds_of_files_are_told_apart() {
 }
 
 #[test]
+fn a_pipe_holds_as_much_as_it_says() {
+    let (_reader, writer) = nonblocking_pipe();
+    let room = capacity(writer.as_raw_fd()).unwrap();
+    assert_eq!(write(writer.as_raw_fd(), &vec![0; 2 * room]).unwrap(), room);
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    assert_errno(capacity(socket.as_raw_fd()), libc::EBADF);
+}
+
+#[test]
 fn a_bad_descriptor_is_an_error() {
     assert_errno(FileKind::of(-1), libc::EBADF);
     assert_errno(set_nonblocking(-1), libc::EBADF);
