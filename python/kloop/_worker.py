@@ -10,6 +10,7 @@ import traceback
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -73,6 +74,8 @@ class WorkerEnd(Protocol):
     def interpreter_id(self) -> int: ...
     @property
     def connections(self) -> int: ...
+    def begin_import(self) -> None: ...
+    def end_import(self, one_by_one: bool, /) -> None: ...
     def serve(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -106,7 +109,9 @@ def main(worker: WorkerEnd, job_text: str) -> None:
         _current = Core(worker.index, worker.cpu, worker.interpreter_id)
         sys.path[:] = job.sys_path
         sys.argv[:] = job.argv
+        worker.begin_import()
         handler = load_handler(job)
+        worker.end_import(extension_is_loaded())
         with asyncio.Runner(debug=job.debug, loop_factory=WorkerLoop) as runner:
             runner.run(_Service(worker, handler, job.drain_timeout).run())
     except BaseException as error:
@@ -128,6 +133,17 @@ def load_handler(job: Job) -> Handler:
     if not callable(handler):
         raise TypeError(f"the handler {job.target!r} is a {type(handler).__name__}, not a callable")
     return handler  # type: ignore[no-any-return]
+
+
+def extension_is_loaded() -> bool:
+    """Whether an extension module is loaded that is neither CPython's nor kloop's.
+
+    Such modules may break when two interpreters import them at the same time.
+    """
+    own = sys.stdlib_module_names | {"kloop"}
+    others = (module for name, module in sys.modules.items() if name.partition(".")[0] not in own)
+    files = (getattr(module, "__file__", None) or "" for module in others)
+    return any(file.endswith(tuple(EXTENSION_SUFFIXES)) for file in files)
 
 
 def load_main(job: Job) -> types.ModuleType:

@@ -287,6 +287,12 @@ class ProcessWorker:
         for transport in list(self._transports):
             transport.abort()
 
+    def begin_import(self) -> None:
+        pass  # no process disturbs another's import
+
+    def end_import(self, one_by_one: bool, /) -> None:
+        pass
+
     def failed(self, module: str, name: str, message: str, traceback: str) -> None:
         self._tell("failed", module, name, message[:1000], traceback[-MESSAGE_SIZE // 8 :])
 

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod acceptor;
+mod imports;
 pub mod team;
 
 #[cfg(feature = "python")]

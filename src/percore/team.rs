@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_queue::SegQueue;
 
+use super::imports::ImportOrder;
 use crate::driver::Waker;
 
 /// From the main thread to a worker.
@@ -112,13 +113,14 @@ pub struct Team {
     cores: Vec<Core>,
     reports: SegQueue<(usize, Report)>,
     main: Waker,
+    pub imports: ImportOrder,
 }
 
 impl Team {
     /// `main` wakes the thread that reads the reports.
     pub fn new(cpus: &[usize], main: Waker) -> Self {
         let cores = cpus.iter().enumerate().map(|(index, cpu)| Core::new(index, *cpu)).collect();
-        Team { cores, reports: SegQueue::new(), main }
+        Team { cores, reports: SegQueue::new(), main, imports: ImportOrder::new() }
     }
 
     pub fn core(&self, index: usize) -> &Core {

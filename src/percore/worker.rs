@@ -12,7 +12,7 @@ use super::team::{Failure, Message, Report, Team};
 use crate::event_loop::{EventLoop, Mailbox};
 use crate::py::{
     Args, Exc, GetSet, Gil, Method, Native, Obj, ObjCell, Ref, Result, Signature, ToObj, Visit,
-    copy_current_context, interpreter_id, run_in_own_interpreter,
+    copy_current_context, detach, interpreter_id, run_in_own_interpreter,
 };
 use crate::state::State;
 use crate::transport::accept_stream;
@@ -25,6 +25,8 @@ pub fn start(team: &Arc<Team>, index: usize, job: &Arc<str>) -> io::Result<JoinH
         let result = catch_unwind(AssertUnwindSafe(run))
             .unwrap_or_else(|_| Err("the worker panicked".to_owned()));
         team.core(index).set_waker(None);
+        // One that has failed may not have had its turn, or not given it back.
+        team.imports.end(index, false);
         if let Err(message) = result {
             let (module, name) = ("builtins".to_owned(), "RuntimeError".to_owned());
             let failure = Failure { core: index, module, name, message, ..Failure::default() };
@@ -91,6 +93,20 @@ const FAILED: Signature<4> = Signature {
 };
 
 impl Worker {
+    /// Waits until this worker may import its handler.
+    fn begin_import(this: &Ref<Self>) -> Result<()> {
+        let (team, index) = (Arc::clone(&this.team), this.index);
+        detach(this.gil(), move || team.imports.begin(index));
+        Ok(())
+    }
+
+    /// The handler is imported. `one_by_one`: the other workers should not import theirs at the
+    /// same time.
+    fn end_import(this: &Ref<Self>, one_by_one: &Obj) -> Result<()> {
+        this.team.imports.end(this.index, one_by_one.truth()?);
+        Ok(())
+    }
+
     /// Takes connections from now on: each gets a protocol of the factory's. `on_message` is called
     /// with "drain", "abort", and "idle" when the last connection has closed.
     fn serve(this: &Ref<Self>, args: &Args) -> Result<()> {
@@ -220,6 +236,8 @@ impl Native for Worker {
     const NAME: &'static CStr = c"kloop._kloop.Worker";
     const DOC: &'static CStr = c"One core's end of serve_per_core.";
     const METHODS: &'static [Method<Self>] = &[
+        Method::noargs(c"begin_import", Worker::begin_import),
+        Method::one(c"end_import", Worker::end_import),
         Method::any(c"serve", Worker::serve),
         Method::noargs(c"stop", Worker::stop),
         Method::noargs(c"abort_connections", Worker::abort_connections),

@@ -38,8 +38,9 @@ pub fn interpreter_id(_: Gil) -> i64 {
 /// imported `datetime` are ended (python/cpython#136423): there they stay until the process ends.
 const INTERPRETERS_CAN_END: bool = cfg!(Py_3_14);
 
-/// Creating interpreters concurrently is not safe in all CPython versions that are supported.
-static CREATION: Mutex<()> = Mutex::new(());
+/// Creating interpreters concurrently is not safe in all CPython versions that are supported, and
+/// ending them is not in all extension modules that they have imported.
+static LIFETIME: Mutex<()> = Mutex::new(());
 
 /// Makes an interpreter with its own GIL on this thread, which must be attached to none, runs
 /// `body` in it and ends it. In the new interpreter there are no daemon threads, no fork and no
@@ -52,7 +53,7 @@ pub fn run_in_own_interpreter<R>(body: impl FnOnce(Gil) -> R) -> std::result::Re
     // there before it returns. At the end the thread is attached to main again, to give back the
     // thread state it took.
     unsafe {
-        let creation = CREATION.lock().unwrap_or_else(PoisonError::into_inner);
+        let creation = LIFETIME.lock().unwrap_or_else(PoisonError::into_inner);
         let gil_state = ffi::PyGILState_Ensure();
         let main = ffi::PyThreadState_Get();
         let config = ffi::PyInterpreterConfig {
@@ -79,6 +80,7 @@ pub fn run_in_own_interpreter<R>(body: impl FnOnce(Gil) -> R) -> std::result::Re
         }
         let result = catch_unwind(AssertUnwindSafe(|| body(Gil::assume())));
         if INTERPRETERS_CAN_END {
+            let _end = LIFETIME.lock().unwrap_or_else(PoisonError::into_inner);
             ffi::Py_EndInterpreter(own);
         } else {
             ffi::PyEval_SaveThread();

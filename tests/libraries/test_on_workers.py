@@ -1,7 +1,9 @@
 """Other projects' packages on the workers of serve_per_core, on every core at once."""
 
 import http.client
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from server_process import PATIENCE, Client, Serve, Server
@@ -94,3 +96,30 @@ def test_redis(workers: list[Client], redis_server: Redis) -> None:
 
 def test_anyio(workers: list[Client]) -> None:
     call_all(workers, "use_anyio")
+
+
+RECORDED_IMPORT = """
+import os, sys
+
+busy = os.environ["IMPORT_IN_PROGRESS"]
+os.close(os.open(busy, os.O_CREAT | os.O_EXCL))  # fails where another import is in progress
+
+import xml.dom.minidom  # takes a while
+import multidict._multidict
+import handlers
+
+os.unlink(busy)
+
+Echo = handlers.Echo
+"""
+
+
+def test_workers_import_extension_modules_one_at_a_time(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "recorded.py").write_text(RECORDED_IMPORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMPORT_IN_PROGRESS", str(tmp_path / "busy"))
+        patch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        server = serve("'recorded:Echo'", "cores=8")
+    with server.connect() as sock:
+        sock.sendall(b"hello")
+        assert sock.recv(10) == b"hello"
