@@ -6,7 +6,10 @@ use std::ffi::CStr;
 
 use crate::event_loop::{EventLoop, HandleTypes, Poll, Watch};
 use crate::percore::{Cores, Worker};
-use crate::py::{FreeList, ModuleState, Obj, Result, ToObj, Type, Visit};
+use crate::py::{
+    FreeList, Getter, Gil, ModuleAttribute, ModuleState, ModuleWatcher, Obj, Result, ToObj, Type,
+    Visit,
+};
 use crate::transport::{
     DatagramTransport, Listener, ReadPipeTransport, StreamTransport, WritePipeTransport,
 };
@@ -80,6 +83,14 @@ names!(
     wait,
 );
 
+/// A class of asyncio's accelerator module; None where there is no such module.
+fn c_class(gil: Gil, name: &CStr) -> Result<Obj> {
+    match Obj::import(gil, c"_asyncio") {
+        Ok(module) => module.get(name),
+        Err(_) => Ok(Obj::none(gil)),
+    }
+}
+
 pub struct State {
     /// Memory of dead handles.
     pub spare_handles: FreeList,
@@ -95,9 +106,10 @@ pub struct State {
     pub listener: Type<Listener>,
     pub cores: Type<Cores>,
     pub worker: Type<Worker>,
-    /// The modules `asyncio.futures` and `asyncio.tasks`.
-    pub futures: Obj,
-    pub tasks: Obj,
+    /// `asyncio.futures.Future` and `asyncio.tasks.Task`.
+    pub future: ModuleAttribute,
+    pub task: ModuleAttribute,
+    _watcher: ModuleWatcher,
     /// `asyncio.BaseEventLoop.create_task`: what to do when there is a task factory.
     pub base_create_task: Obj,
     pub buffered_protocol: Obj,
@@ -110,6 +122,10 @@ pub struct State {
     pub resource_warning: Obj,
     pub set_result_unless_cancelled: Obj,
     pub sendfile_native: Obj,
+    /// asyncio's own classes, unless they are written in Python.
+    pub c_future: Obj,
+    pub c_task: Obj,
+    pub running_loop: Getter,
     /// The keyword tuple `("loop",)`.
     pub loop_keyword: Obj,
 }
@@ -130,8 +146,10 @@ impl ModuleState for State {
         let datagram =
             Obj::tuple(gil, &[flow_control.clone(), asyncio.get(c"DatagramTransport")?])?;
         let base_loop = asyncio.get(c"BaseEventLoop")?;
+        let futures = Obj::import(gil, c"asyncio.futures")?;
+        let names = Names::create(module)?;
+        let watcher = ModuleWatcher::new(module);
         Ok(State {
-            names: Names::create(module)?,
             event_loop: Type::create(module, None)?,
             handles: HandleTypes::create(module)?,
             watch: Type::create(module, None)?,
@@ -144,8 +162,9 @@ impl ModuleState for State {
             cores: Type::create(module, None)?,
             worker: Type::create(module, None)?,
             spare_handles: FreeList::with_capacity(SPARE_HANDLES),
-            futures: Obj::import(gil, c"asyncio.futures")?,
-            tasks: Obj::import(gil, c"asyncio.tasks")?,
+            future: watcher.attribute(&futures, &names.Future),
+            task: watcher.attribute(&Obj::import(gil, c"asyncio.tasks")?, &names.Task),
+            _watcher: watcher,
             base_create_task: base_loop.get(c"create_task")?,
             buffered_protocol: asyncio.get(c"BufferedProtocol")?,
             transport_socket: Obj::import(gil, c"asyncio.trsock")?.get(c"TransportSocket")?,
@@ -155,17 +174,25 @@ impl ModuleState for State {
             to_fd: Obj::import(gil, c"selectors")?.get(c"_fileobj_to_fd")?,
             warn: Obj::import(gil, c"warnings")?.get(c"warn")?,
             resource_warning: Obj::import(gil, c"builtins")?.get(c"ResourceWarning")?,
-            set_result_unless_cancelled: Obj::import(gil, c"asyncio.futures")?
-                .get(c"_set_result_unless_cancelled")?,
+            set_result_unless_cancelled: futures.get(c"_set_result_unless_cancelled")?,
             sendfile_native: Obj::import(gil, c"asyncio.constants")?
                 .get(c"_SendfileMode")?
                 .get(c"TRY_NATIVE")?,
+            c_future: c_class(gil, c"Future")?,
+            c_task: c_class(gil, c"Task")?,
+            running_loop: Getter::new(
+                Obj::import(gil, c"asyncio.events")?.get(c"_get_running_loop")?,
+            ),
             loop_keyword: Obj::tuple(gil, &["loop".to_obj(gil)?])?,
+            names,
         })
     }
 
     fn traverse(&self, visit: &mut Visit) {
         self.names.traverse(visit);
+        self.future.traverse(visit);
+        self.task.traverse(visit);
+        self.running_loop.traverse(visit);
         visit.class(&self.event_loop);
         self.handles.traverse(visit);
         visit.class(&self.watch);
@@ -178,8 +205,6 @@ impl ModuleState for State {
         visit.class(&self.cores);
         visit.class(&self.worker);
         for obj in [
-            &self.futures,
-            &self.tasks,
             &self.base_create_task,
             &self.buffered_protocol,
             &self.transport_socket,
@@ -191,6 +216,8 @@ impl ModuleState for State {
             &self.resource_warning,
             &self.set_result_unless_cancelled,
             &self.sendfile_native,
+            &self.c_future,
+            &self.c_task,
             &self.loop_keyword,
         ] {
             visit.obj(obj);

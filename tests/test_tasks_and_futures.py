@@ -184,6 +184,17 @@ async def test_create_future_makes_futures_of_this_loop(loop: Loop) -> None:
     assert await future == 5
 
 
+async def test_futures_and_tasks_of_another_than_the_running_loop(
+    loop: Loop, new_loop: Callable[[], Loop]
+) -> None:
+    other = new_loop()
+    assert other.create_future().get_loop() is other
+    task = other.create_task(result_of("done"))
+    assert task.get_loop() is other
+    assert await asyncio.to_thread(other.run_until_complete, task) == "done"
+    other.close()
+
+
 async def test_done_callbacks_run_in_order_and_in_their_context(loop: Loop) -> None:
     seen: list[object] = []
     context = contextvars.copy_context()

@@ -2,6 +2,7 @@
 
 use pyo3_ffi as ffi;
 
+use super::class::Visit;
 use super::error::Result;
 use super::object::Obj;
 
@@ -194,5 +195,43 @@ impl Clone for CallArgs {
             CallArgs::Few(items) => CallArgs::Few(items.clone()),
             CallArgs::Many(items) => CallArgs::Many(items.clone()),
         }
+    }
+}
+
+/// A function of a module, without arguments, that is called where every nanosecond counts.
+pub struct Getter {
+    function: Obj,
+    /// What a builtin function does, and the module it belongs to; other callables are just called.
+    direct: Option<(ffi::PyCFunction, *mut ffi::PyObject)>,
+}
+
+impl Getter {
+    pub fn new(function: Obj) -> Self {
+        let ptr = function.as_ptr();
+        // SAFETY: a live object, whose type is checked before it is asked. The module stays as long
+        // as the function, which `self` keeps.
+        let direct = unsafe {
+            if ffi::PyCFunction_CheckExact(ptr) != 0
+                && ffi::PyCFunction_GetFlags(ptr) == ffi::METH_NOARGS
+            {
+                ffi::PyCFunction_GetFunction(ptr).map(|body| (body, ffi::PyCFunction_GetSelf(ptr)))
+            } else {
+                None
+            }
+        };
+        Getter { function, direct }
+    }
+
+    #[inline]
+    pub fn call(&self) -> Result<Obj> {
+        match self.direct {
+            // SAFETY: called as METH_NOARGS functions are.
+            Some((body, module)) => unsafe { Obj::owned(body(module, std::ptr::null_mut())) },
+            None => self.function.call([]),
+        }
+    }
+
+    pub fn traverse(&self, visit: &mut Visit) {
+        visit.obj(&self.function);
     }
 }

@@ -28,10 +28,11 @@ mod object;
 mod panic;
 mod recycle;
 mod slots;
+mod watched;
 
 pub use args::{Args, Signature};
 pub use buffer::{Buffer, WritableBuffer};
-pub use call::CallArgs;
+pub use call::{CallArgs, Getter};
 pub use class::{Bound, Construct, Describe, Native, Offset, Ref, Type, Variant, Visit};
 pub use context::{copy_context, copy_current_context, enter_context};
 pub use convert::ToObj;
@@ -41,3 +42,4 @@ pub use members::{GetSet, Method};
 pub use module::{ModuleState, StateRef, module_init, state_of_module, state_of_type};
 pub use object::{Gil, Obj, ObjCell};
 pub use recycle::FreeList;
+pub use watched::{ModuleAttribute, ModuleWatcher};

@@ -175,21 +175,6 @@ impl Obj {
         }
     }
 
-    /// `self.name` for a module, which any code may have replaced.
-    #[inline]
-    pub fn module_item(&self, name: &Obj) -> Result<Obj> {
-        // SAFETY: a live object; the module owns its dict, or there is an exception.
-        let names = unsafe { ffi::PyModule_GetDict(self.as_ptr()) };
-        if names.is_null() {
-            return Err(Exc::fetch(self.gil()));
-        }
-        // SAFETY: as above.
-        match unsafe { Obj::view(&names) }.dict_item(name)? {
-            Some(value) => Ok(value),
-            None => self.attr(name),
-        }
-    }
-
     /// `self.update(other)` for a dict.
     pub fn update_dict(&self, other: &Obj) -> Result<()> {
         // SAFETY: live objects; returns -1 with an exception set on failure.
