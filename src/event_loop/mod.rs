@@ -58,6 +58,9 @@ pub enum Signal {
 /// its exception handler.
 pub type Owner = Bound<Signal, Result<()>>;
 
+/// What is to be done when the callback that runs now has ended.
+pub type AtEnd = Bound<(), Result<()>>;
+
 /// The largest number of bytes that one read takes.
 pub const READ_SIZE: usize = 256 * 1024;
 
@@ -81,6 +84,10 @@ pub struct EventLoop {
     transports: RefCell<HashSet<RawFd>>,
     /// Where received bytes land before they are copied into a `bytes` of the exact size.
     scratch: RefCell<Vec<u8>>,
+    /// The number of the callback that runs, or of the last one.
+    callback: Cell<u64>,
+    in_callback: Cell<bool>,
+    at_end: RefCell<Vec<AtEnd>>,
     stopping: Cell<bool>,
     closed: Cell<bool>,
     debug: Cell<bool>,
@@ -109,6 +116,9 @@ impl EventLoop {
             rearm: RefCell::default(),
             transports: RefCell::default(),
             scratch: RefCell::default(),
+            callback: Cell::new(0),
+            in_callback: Cell::new(false),
+            at_end: RefCell::default(),
             stopping: Cell::new(false),
             closed: Cell::new(false),
             debug: Cell::new(false),
@@ -435,6 +445,9 @@ impl Native for EventLoop {
         }
         if let Ok(ready) = self.ready.try_borrow() {
             ready.iter().for_each(|handle| visit.native(handle));
+        }
+        if let Ok(at_end) = self.at_end.try_borrow() {
+            at_end.iter().for_each(|todo| visit.obj(todo.receiver()));
         }
         if let Ok(timers) = self.timers.try_borrow() {
             timers.traverse(visit);

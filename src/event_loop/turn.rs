@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::schedule::now;
-use super::{Completion, EventLoop, Handle, Owner, Signal};
+use super::{AtEnd, Completion, EventLoop, Handle, Owner, Signal};
 use crate::py::{Exc, Obj, Ref, Result, ToObj, check_signals, detach};
 
 /// The longest single wait, as in asyncio: it keeps the timeout within what system calls accept.
@@ -25,6 +25,8 @@ impl EventLoop {
     }
 
     fn turn(this: &Ref<EventLoop>) -> Result<()> {
+        // Of a callback that has called run_forever(), where a program makes that possible.
+        Self::end_callback(this)?;
         Self::rearm_watches(this)?;
         let idle = this.ready.borrow().is_empty();
         Self::wait(this)?;
@@ -97,7 +99,10 @@ impl EventLoop {
 
     /// Tells an operation's owner. As for callbacks, an exception is reported and the loop goes on.
     pub(super) fn tell(this: &Ref<EventLoop>, owner: &Owner, signal: Signal) -> Result<()> {
-        match owner.call(signal) {
+        this.begin_callback();
+        let told = owner.call(signal);
+        let ended = Self::end_callback(this);
+        match told.and(ended) {
             Err(error) if !error.is_exit() => {
                 let method = &this.state.names._io_failed;
                 this.obj().call_method(method, [owner.receiver(), error.object()]).map(drop)
@@ -145,12 +150,47 @@ impl EventLoop {
         if handle.is_cancelled() {
             return Ok(());
         }
-        if this.debug() {
+        this.begin_callback();
+        let result = if this.debug() {
             // Times the callback and warns when it was slow.
             let method = &this.state.names._run_in_debug_mode;
-            return this.obj().call_method(method, [handle.obj()]).map(drop);
+            this.obj().call_method(method, [handle.obj()]).map(drop)
+        } else {
+            Handle::run_queued(handle)
+        };
+        result.and(Self::end_callback(this))
+    }
+
+    #[inline]
+    fn begin_callback(&self) {
+        self.callback.set(self.callback.get() + 1);
+        self.in_callback.set(true);
+    }
+
+    /// Does what waits for the end of the callback.
+    #[inline]
+    fn end_callback(this: &Ref<EventLoop>) -> Result<()> {
+        this.in_callback.set(false);
+        if this.at_end.borrow().is_empty() { Ok(()) } else { Self::run_at_end(this) }
+    }
+
+    fn run_at_end(this: &Ref<EventLoop>) -> Result<()> {
+        let mut result = Ok(());
+        for todo in this.at_end.take() {
+            result = result.and(todo.call(()));
         }
-        Handle::run_queued(handle)
+        result
+    }
+
+    /// The number of the callback that runs, on whichever thread; `None` where the loop runs none.
+    #[inline]
+    pub fn callback(&self) -> Option<u64> {
+        self.in_callback.get().then(|| self.callback.get())
+    }
+
+    /// Has this done when the callback that runs now has ended.
+    pub fn at_end_of_callback(&self, todo: AtEnd) {
+        self.at_end.borrow_mut().push(todo);
     }
 
     /// Hands a callback's exception to the exception handler, unless it must leave the loop.

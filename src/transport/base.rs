@@ -120,6 +120,11 @@ pub trait Transport: Native + Deref<Target = Base> {
         Ok(())
     }
 
+    /// Sends what waits for the end of a callback.
+    fn send_held(_: &Ref<Self>) -> Result<()> {
+        Ok(())
+    }
+
     /// Forgets what was not sent yet.
     fn drop_unsent(&self) {}
 

@@ -17,6 +17,7 @@ const SET_LIMITS: Signature<2> = Signature {
 
 pub(super) trait FlowControl: Transport {
     fn get_write_buffer_size(this: &Ref<Self>) -> Result<usize> {
+        Self::send_held(this)?;
         Ok(this.unsent.get())
     }
 

@@ -61,6 +61,7 @@ pub(super) trait Lifecycle: Transport {
 
     /// Ends the connection once everything written has been sent.
     fn close(this: &Ref<Self>) -> Result<()> {
+        Self::send_held(this)?;
         if this.closing.replace(true) {
             return Ok(());
         }
@@ -83,6 +84,10 @@ pub(super) trait Lifecycle: Transport {
     fn force_close(this: &Ref<Self>, error: Option<&Obj>) -> Result<()> {
         if this.lost.get() > 0 || this.is_released() {
             return Ok(());
+        }
+        Self::send_held(this)?;
+        if this.lost.get() > 0 {
+            return Ok(()); // that has failed
         }
         this.closing.set(true);
         Self::abandon_unsent(this)?;

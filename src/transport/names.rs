@@ -105,6 +105,8 @@ pub(super) trait SocketTransport: Transport {
     /// An asyncio.trsock.TransportSocket. Of a connection that nobody asked about while it was open
     /// it is that of another, closed socket.
     fn socket_info(this: &Ref<Self>) -> Result<Obj> {
+        // Whoever asks may write to it.
+        Self::send_held(this)?;
         if let Some(known) = this.names().info.get() {
             return Ok(known);
         }

@@ -40,6 +40,14 @@ pub struct StreamTransport {
     /// What waits behind the send in flight, in pieces that each make one send.
     backlog: RefCell<VecDeque<Vec<u8>>>,
     write_ended: Cell<bool>,
+    /// Writes that wait for the end of the callback that made them: `bytes` objects.
+    held: RefCell<Vec<Obj>>,
+    held_bytes: Cell<usize>,
+    /// Whether writes are held back.
+    gathers: Cell<bool>,
+    /// The last callback that has written, by its number, and how often.
+    last_callback: Cell<u64>,
+    writes: Cell<u32>,
     /// Set while sendfile() has the socket.
     empty_waiter: ObjCell,
 }
@@ -106,6 +114,11 @@ impl StreamTransport {
             send_start: Cell::new(0),
             backlog: RefCell::default(),
             write_ended: Cell::new(false),
+            held: RefCell::default(),
+            held_bytes: Cell::new(0),
+            gathers: Cell::new(false),
+            last_callback: Cell::new(0),
+            writes: Cell::new(0),
             empty_waiter: ObjCell::empty(),
         })?;
         home.claim_fd(fd);
@@ -179,6 +192,10 @@ impl Transport for StreamTransport {
             "the event loop was moved to another thread while data was being sent",
         );
         Self::force_close(this, Some(error.object()))
+    }
+
+    fn send_held(this: &Ref<Self>) -> Result<()> {
+        Self::send_held(this)
     }
 
     fn drop_unsent(&self) {
@@ -274,6 +291,9 @@ impl Native for StreamTransport {
         self.names.traverse(visit);
         visit.cell(&self.server);
         visit.cell(&self.empty_waiter);
+        if let Ok(held) = self.held.try_borrow() {
+            held.iter().for_each(|bytes| visit.obj(bytes));
+        }
     }
 
     fn clear(&self) {

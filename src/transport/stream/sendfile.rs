@@ -11,6 +11,7 @@ impl StreamTransport {
         if this.empty_waiter.is_some() {
             return Err(Exc::runtime_error(this.gil(), "Empty waiter is already set"));
         }
+        Self::send_held(this)?;
         let waiter = EventLoop::create_future(&this.home)?;
         this.empty_waiter.set(Some(waiter.clone()));
         this.home.release_fd(this.fd.get());

@@ -1,11 +1,16 @@
 //! Writing: `send` at once, and the ring for what the socket does not take.
+//!
+//! A protocol that writes a reply in pieces (a head, then a body) would pay a system call and often
+//! a packet for each. So a transport that was written to more than once in one callback holds small
+//! writes back until the end of later ones, and sends them together. It goes back to sending at
+//! once where that was for nothing.
 
 use std::io::{self, IoSlice};
 
 use super::StreamTransport;
 use crate::driver::socket::{self, ignore_would_block};
 use crate::event_loop::EventLoop;
-use crate::py::{Buffer, Exc, Obj, Ref, Result};
+use crate::py::{Bound, Buffer, Exc, Obj, Ref, Result};
 use crate::transport::base::owner;
 use crate::transport::flow::FlowControl;
 use crate::transport::lifecycle::Lifecycle;
@@ -13,12 +18,15 @@ use crate::transport::lifecycle::Lifecycle;
 /// The largest piece that one send in the ring carries: flow control sees progress piece by piece.
 const PIECE: usize = 256 * 1024;
 
+/// No more than this many bytes are held back: larger writes gain nothing from company.
+const HELD_LIMIT: usize = 16 * 1024;
+
 const WRITE_ERROR: &str = "Fatal write error on socket transport";
 
 impl StreamTransport {
     pub(super) fn write(this: &Ref<Self>, data: &Obj) -> Result<()> {
         if let Some(bytes) = data.bytes() {
-            return Self::write_bytes(this, bytes);
+            return Self::write_bytes(this, bytes, Some(data));
         }
         if !data.is_bytearray() && !data.is_memoryview() {
             return Err(Exc::type_error(
@@ -30,29 +38,32 @@ impl StreamTransport {
             ));
         }
         match Buffer::get(data) {
-            Ok(buffer) => Self::write_bytes(this, buffer.as_slice()),
+            Ok(buffer) => Self::write_bytes(this, buffer.as_slice(), None),
             Err(error) => Self::fatal_error(this, error, WRITE_ERROR),
         }
     }
 
-    fn write_bytes(this: &Ref<Self>, bytes: &[u8]) -> Result<()> {
+    /// `owner` is what keeps the bytes unchanged, where something does.
+    fn write_bytes(this: &Ref<Self>, bytes: &[u8], owner: Option<&Obj>) -> Result<()> {
         this.check_writable("write")?;
         if bytes.is_empty() || Self::connection_is_lost(this)? {
             return Ok(());
         }
-        let mut taken = 0;
-        if this.unsent.get() == 0 {
-            taken = match ignore_would_block(socket::send(this.fd.get(), bytes)) {
-                Ok(taken) => taken,
-                Err(error) => return Self::write_failed(this, error),
-            };
-            if taken == bytes.len() {
-                return Ok(());
-            }
+        if this.unsent.get() > 0 {
+            return Self::queue_rest(this, &[bytes], 0);
         }
-        this.queue(&bytes[taken..]);
-        Self::send_queued(this)?;
-        Self::maybe_pause_protocol(this)
+        let hold = this.holds_back(bytes.len());
+        if hold && let Some(owner) = owner {
+            return Self::hold(this, owner, bytes.len());
+        }
+        if this.held_bytes.get() > 0 {
+            return Self::send_parts(this, &[bytes]);
+        }
+        match ignore_would_block(socket::send(this.fd.get(), bytes)) {
+            Ok(taken) if taken == bytes.len() => Ok(()),
+            Ok(taken) => Self::queue_rest(this, &[bytes], taken),
+            Err(error) => Self::write_failed(this, error),
+        }
     }
 
     /// Writes the chunks with one system call where the socket takes them.
@@ -65,20 +76,64 @@ impl StreamTransport {
         if parts.is_empty() || Self::connection_is_lost(this)? {
             return Ok(());
         }
-        let mut taken = 0;
-        if this.unsent.get() == 0 {
-            let slices: Vec<IoSlice> = parts.iter().map(|part| IoSlice::new(part)).collect();
-            taken = match ignore_would_block(socket::send_vectored(this.fd.get(), &slices)) {
-                Ok(taken) => taken,
-                Err(error) => return Self::write_failed(this, error),
-            };
+        if this.unsent.get() > 0 {
+            return Self::queue_rest(this, &parts, 0);
         }
+        Self::send_parts(this, &parts)
+    }
+
+    /// Whether a write of that many bytes waits for the end of the callback that makes it.
+    fn holds_back(&self, size: usize) -> bool {
+        let Some(callback) = self.home.callback() else { return false };
+        if self.last_callback.replace(callback) != callback {
+            self.writes.set(0);
+        }
+        self.writes.set(self.writes.get().saturating_add(1));
+        (self.gathers.get() || self.writes.get() > 1) && self.held_bytes.get() + size <= HELD_LIMIT
+    }
+
+    fn hold(this: &Ref<Self>, bytes: &Obj, size: usize) -> Result<()> {
+        if this.held_bytes.get() == 0 {
+            this.home
+                .at_end_of_callback(Bound::new(this.clone(), |this, ()| Self::send_held(this)));
+        }
+        this.held_bytes.set(this.held_bytes.get() + size);
+        this.held.borrow_mut().push(bytes.clone());
+        Ok(())
+    }
+
+    /// Sends what was held back.
+    pub(super) fn send_held(this: &Ref<Self>) -> Result<()> {
+        if this.held_bytes.get() == 0 {
+            return Ok(());
+        }
+        this.gathers.set(this.writes.get() > 1);
+        Self::send_parts(this, &[])
+    }
+
+    /// Sends what was held back and the parts, with one system call where the socket takes them.
+    fn send_parts(this: &Ref<Self>, parts: &[&[u8]]) -> Result<()> {
+        let held = this.held.take();
+        this.held_bytes.set(0);
+        if this.is_released() {
+            return Ok(());
+        }
+        let all: Vec<&[u8]> =
+            held.iter().filter_map(Obj::bytes).chain(parts.iter().copied()).collect();
+        let slices: Vec<IoSlice> = all.iter().map(|part| IoSlice::new(part)).collect();
+        match ignore_would_block(socket::send_vectored(this.fd.get(), &slices)) {
+            Ok(taken) => Self::queue_rest(this, &all, taken),
+            Err(error) => Self::write_failed(this, error),
+        }
+    }
+
+    /// Leaves to the ring what of the parts is behind the first `taken` bytes.
+    fn queue_rest(this: &Ref<Self>, parts: &[&[u8]], mut taken: usize) -> Result<()> {
         for part in parts {
             let skip = taken.min(part.len());
             taken -= skip;
             this.queue(&part[skip..]);
         }
-        drop(buffers);
         Self::send_queued(this)?;
         Self::maybe_pause_protocol(this)
     }
@@ -89,6 +144,7 @@ impl StreamTransport {
 
     /// Ends our side of the connection once everything written has been sent.
     pub(super) fn write_eof(this: &Ref<Self>) -> Result<()> {
+        Self::send_held(this)?;
         if this.closing.get() || this.write_ended.replace(true) {
             return Ok(());
         }
