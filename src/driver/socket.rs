@@ -59,12 +59,29 @@ pub fn send(fd: RawFd, data: &[u8]) -> io::Result<usize> {
 /// Like [`send`], of several parts as if they were one: sendmsg(2). Parts beyond the 1024th are
 /// not sent, as if there had been no room for them.
 #[inline]
-pub fn send_vectored(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+pub fn send_vectored<'a>(fd: RawFd, parts: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+    let mut parts = parts.take(IOV_MAX).map(IoSlice::new);
+    let mut few = [IoSlice::new(&[]); 8];
+    let mut count = 0;
+    for (place, part) in few.iter_mut().zip(&mut parts) {
+        *place = part;
+        count += 1;
+    }
+    match parts.next() {
+        None => send_slices(fd, &few[..count]),
+        Some(next) => {
+            let all: Vec<_> = few.into_iter().chain([next]).chain(parts).collect();
+            send_slices(fd, &all)
+        }
+    }
+}
+
+fn send_slices(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     // SAFETY: msghdr is plain data, for which all zeros is "nothing".
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     // The kernel only reads them, and std guarantees that IoSlice is laid out like iovec.
-    message.msg_iov = parts.as_ptr().cast_mut().cast();
-    message.msg_iovlen = parts.len().min(IOV_MAX) as _;
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len() as _;
     // SAFETY: `message` refers to as many valid parts as it says, borrowed during the call.
     retry(|| unsafe { libc::sendmsg(fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
 }

@@ -26,34 +26,22 @@ impl EventLoop {
     /// `asyncio.Task(coro, loop=self, **kwargs)`. Task factories, debug mode and wrong calls are
     /// left to asyncio's own method.
     pub(super) fn create_task(this: &Ref<EventLoop>, args: &Args) -> Result<Obj> {
-        let gil = args.gil;
-        let keywords = args.keywords()?;
-        let [coroutine] = args.positional else {
-            return Self::create_task_by_asyncio(this, args);
-        };
-        let known = keywords
-            .iter()
-            .all(|(name, _)| matches!(name.to_str(), Ok("name" | "context" | "eager_start")));
+        let known = args.positional.len() == 1
+            && args
+                .keyword_names()
+                .all(|name| matches!(name.to_str(), Ok("name" | "context" | "eager_start")));
         if !known || this.debug() || this.is_closed() || this.task_factory.is_some() {
             return Self::create_task_by_asyncio(this, args);
         }
         let task = this.state.task.get()?;
-        if keywords.is_empty() {
-            if Self::is_implied(this, &task)? {
-                return task.call([coroutine]);
-            }
-            let args = [coroutine, this.obj()];
-            return task.call_with_names(&args, &this.state.loop_keyword);
+        if Self::is_implied(this, &task)? {
+            return task.call_like(args);
         }
-        let mut names = vec!["loop".to_obj(gil)?];
-        let mut values = vec![coroutine, this.obj()];
-        for (name, value) in &keywords {
-            names.push(name.clone());
-            values.push(value);
-        }
-        task.call_with_names(&values, &Obj::tuple(gil, &names)?)
+        let names: Vec<Obj> = args.keyword_names().chain(["loop".to_obj(args.gil)?]).collect();
+        let values: Vec<&Obj> =
+            args.positional.iter().chain(args.values).chain([this.obj()]).collect();
+        task.call_with_names(&values, &Obj::tuple(args.gil, &names)?)
     }
-
     fn create_task_by_asyncio(this: &Ref<EventLoop>, args: &Args) -> Result<Obj> {
         let all: Vec<&Obj> =
             std::iter::once(this.obj()).chain(args.positional).chain(args.values).collect();

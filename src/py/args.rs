@@ -59,6 +59,12 @@ impl<'a> Args<'a> {
         }
     }
 
+    /// The names of the keywords given.
+    pub fn keyword_names(&self) -> impl Iterator<Item = Obj> {
+        let names = self.names;
+        (0..self.values.len()).filter_map(move |index| names?.tuple_item(index))
+    }
+
     /// The keywords given, each with its value.
     pub fn keywords(&self) -> Result<Vec<(Obj, &'a Obj)>> {
         match self.names {

@@ -1,7 +1,10 @@
 //! Calls into Python by the vectorcall protocol.
 
+use std::ptr;
+
 use pyo3_ffi as ffi;
 
+use super::args::Args;
 use super::class::Visit;
 use super::error::Result;
 use super::object::Obj;
@@ -58,7 +61,7 @@ impl Obj {
     /// `self(*args)`.
     #[inline]
     pub fn call<const N: usize>(&self, args: [&Obj; N]) -> Result<Obj> {
-        let mut array = WithSlot { slot: std::ptr::null_mut(), args: args.map(Obj::as_ptr) };
+        let mut array = WithSlot { slot: ptr::null_mut(), args: args.map(Obj::as_ptr) };
         // SAFETY: live objects; the slot before the first argument is ours to lend.
         unsafe {
             Obj::owned(HangIfUnwound::around(|| {
@@ -66,7 +69,7 @@ impl Obj {
                     self.as_ptr(),
                     array.args.as_mut_ptr(),
                     N | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                    std::ptr::null_mut(),
+                    ptr::null_mut(),
                 )
             }))
         }
@@ -82,7 +85,7 @@ impl Obj {
             args: [*mut ffi::PyObject; N],
         }
         let mut frame =
-            Frame { slot: std::ptr::null_mut(), this: self.as_ptr(), args: args.map(Obj::as_ptr) };
+            Frame { slot: ptr::null_mut(), this: self.as_ptr(), args: args.map(Obj::as_ptr) };
         // SAFETY: live objects; `this` and `args` are adjacent (repr(C)), with a slot before them.
         unsafe {
             let first = (&raw mut frame.slot).add(1);
@@ -91,7 +94,7 @@ impl Obj {
                     name.as_ptr(),
                     first,
                     (N + 1) | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                    std::ptr::null_mut(),
+                    ptr::null_mut(),
                 )
             }))
         }
@@ -99,20 +102,55 @@ impl Obj {
 
     /// `self(*args, **kwargs)`: `names` is a tuple of the keywords of the last arguments.
     pub fn call_with_names(&self, args: &[&Obj], names: &Obj) -> Result<Obj> {
-        let mut pointers: Vec<_> = std::iter::once(std::ptr::null_mut())
-            .chain(args.iter().map(|arg| arg.as_ptr()))
-            .collect();
-        // SAFETY: live objects; `names` is a tuple of strings, at most as long as `args`.
+        self.call_with(args.iter().copied(), Some(names))
+    }
+
+    /// Hands a call on with all its arguments.
+    #[inline]
+    pub fn call_like(&self, args: &Args) -> Result<Obj> {
+        self.call_with(args.positional.iter().chain(args.values), args.names)
+    }
+
+    fn call_with<'a>(
+        &self,
+        args: impl Iterator<Item = &'a Obj>,
+        names: Option<&Obj>,
+    ) -> Result<Obj> {
+        const ROOM: usize = 8;
+        let mut few = WithSlot { slot: ptr::null_mut(), args: [ptr::null_mut(); ROOM] };
+        let mut many = Vec::new();
+        let mut count = 0;
+        for arg in args {
+            if count == ROOM {
+                many.push(ptr::null_mut());
+                many.extend_from_slice(&few.args);
+            }
+            if count < ROOM {
+                few.args[count] = arg.as_ptr();
+            } else {
+                many.push(arg.as_ptr());
+            }
+            count += 1;
+        }
+        // SAFETY: live objects, behind a slot that is ours to lend; `names` is a tuple of strings,
+        // at most as long as `args`.
         unsafe {
-            let keywords = ffi::PyTuple_Size(names.as_ptr());
-            names.check(keywords.min(0) as std::ffi::c_int)?;
-            let positional = args.len().saturating_sub(keywords as usize);
+            let keywords = match names {
+                Some(names) => ffi::PyTuple_Size(names.as_ptr()),
+                None => 0,
+            };
+            self.check(keywords.min(0) as std::ffi::c_int)?;
+            let positional = count.saturating_sub(keywords as usize);
+            let first = match count {
+                0..=ROOM => (&raw mut few.slot).add(1),
+                _ => many.as_mut_ptr().add(1),
+            };
             Obj::owned(HangIfUnwound::around(|| {
                 PyObject_Vectorcall(
                     self.as_ptr(),
-                    pointers.as_mut_ptr().add(1),
+                    first,
                     positional | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                    names.as_ptr(),
+                    names.map_or(ptr::null_mut(), Obj::as_ptr),
                 )
             }))
         }
@@ -125,9 +163,9 @@ impl Obj {
             CallArgs::Few(items) => {
                 let count = items.iter().take_while(|item| item.is_some()).count();
                 let mut array = WithSlot {
-                    slot: std::ptr::null_mut(),
+                    slot: ptr::null_mut(),
                     args: std::array::from_fn::<_, FEW, _>(|index| {
-                        items[index].as_ref().map_or(std::ptr::null_mut(), Obj::as_ptr)
+                        items[index].as_ref().map_or(ptr::null_mut(), Obj::as_ptr)
                     }),
                 };
                 // SAFETY: the first `count` pointers are live objects; the slot is ours to lend.
@@ -137,7 +175,7 @@ impl Obj {
                             self.as_ptr(),
                             array.args.as_mut_ptr(),
                             count | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                            std::ptr::null_mut(),
+                            ptr::null_mut(),
                         )
                     }))
                 }
@@ -151,7 +189,7 @@ impl Obj {
                             self.as_ptr(),
                             items.as_ptr().cast(),
                             items.len(),
-                            std::ptr::null_mut(),
+                            ptr::null_mut(),
                         )
                     }))
                 }
@@ -226,7 +264,7 @@ impl Getter {
     pub fn call(&self) -> Result<Obj> {
         match self.direct {
             // SAFETY: called as METH_NOARGS functions are.
-            Some((body, module)) => unsafe { Obj::owned(body(module, std::ptr::null_mut())) },
+            Some((body, module)) => unsafe { Obj::owned(body(module, ptr::null_mut())) },
             None => self.function.call([]),
         }
     }

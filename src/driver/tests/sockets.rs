@@ -1,7 +1,6 @@
 //! Direct socket calls and addresses.
 
 use std::fs::File;
-use std::io::IoSlice;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 
@@ -19,25 +18,37 @@ fn calls_on_blocking_sockets_do_not_wait() {
     assert_eq!(&buf[..5], b"hello");
     while send(fd, &[0; 1 << 16]).is_ok() {}
     assert_errno(send(fd, b"x"), libc::EAGAIN);
-    assert_errno(send_vectored(fd, &[IoSlice::new(b"x")]), libc::EAGAIN);
+    assert_errno(send_vectored(fd, [&b"x"[..]].into_iter()), libc::EAGAIN);
     shutdown_write(far.as_raw_fd()).unwrap();
     assert_eq!(recv(fd, &mut buf).unwrap(), 0);
     drop(far);
     assert_errno(send(fd, b"no signal"), libc::EPIPE);
-    assert_errno(send_vectored(fd, &[IoSlice::new(b"x")]), libc::EPIPE);
+    assert_errno(send_vectored(fd, [&b"x"[..]].into_iter()), libc::EPIPE);
 }
 
 #[test]
 fn parts_are_sent_in_order_and_at_most_1024() {
     let (near, mut far) = UnixStream::pair().unwrap();
     let data: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
-    let parts: Vec<IoSlice<'_>> = data.chunks(2).map(IoSlice::new).collect();
-    assert_eq!(send_vectored(near.as_raw_fd(), &parts).unwrap(), 2048);
-    assert_eq!(send_vectored(near.as_raw_fd(), &[]).unwrap(), 0);
+    assert_eq!(send_vectored(near.as_raw_fd(), data.chunks(2)).unwrap(), 2048);
+    assert_eq!(send_vectored(near.as_raw_fd(), [].into_iter()).unwrap(), 0);
     drop(near);
     let mut got = Vec::new();
     far.read_to_end(&mut got).unwrap();
     assert_eq!(got, data[..2048]);
+}
+
+#[test]
+fn any_number_of_parts_is_sent() {
+    for count in [1, 7, 8, 9, 10, 1023] {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let data: Vec<u8> = (0..count).map(|n| n as u8).collect();
+        assert_eq!(send_vectored(near.as_raw_fd(), data.chunks(1)).unwrap(), count);
+        drop(near);
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).unwrap();
+        assert_eq!(got, data);
+    }
 }
 
 #[test]

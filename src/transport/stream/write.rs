@@ -5,7 +5,8 @@
 //! writes back until the end of later ones, and sends them together. It goes back to sending at
 //! once where that was for nothing.
 
-use std::io::{self, IoSlice};
+use std::io;
+use std::iter;
 
 use super::StreamTransport;
 use crate::driver::socket::{self, ignore_would_block};
@@ -50,7 +51,7 @@ impl StreamTransport {
             return Ok(());
         }
         if this.unsent.get() > 0 {
-            return Self::queue_rest(this, &[bytes], 0);
+            return Self::queue_rest(this, iter::once(bytes), 0);
         }
         let hold = this.holds_back(bytes.len());
         if hold && let Some(owner) = owner {
@@ -61,7 +62,7 @@ impl StreamTransport {
         }
         match ignore_would_block(socket::send(this.fd.get(), bytes)) {
             Ok(taken) if taken == bytes.len() => Ok(()),
-            Ok(taken) => Self::queue_rest(this, &[bytes], taken),
+            Ok(taken) => Self::queue_rest(this, iter::once(bytes), taken),
             Err(error) => Self::write_failed(this, error),
         }
     }
@@ -77,7 +78,7 @@ impl StreamTransport {
             return Ok(());
         }
         if this.unsent.get() > 0 {
-            return Self::queue_rest(this, &parts, 0);
+            return Self::queue_rest(this, parts.into_iter(), 0);
         }
         Self::send_parts(this, &parts)
     }
@@ -118,17 +119,19 @@ impl StreamTransport {
         if this.is_released() {
             return Ok(());
         }
-        let all: Vec<&[u8]> =
-            held.iter().filter_map(Obj::bytes).chain(parts.iter().copied()).collect();
-        let slices: Vec<IoSlice> = all.iter().map(|part| IoSlice::new(part)).collect();
-        match ignore_would_block(socket::send_vectored(this.fd.get(), &slices)) {
-            Ok(taken) => Self::queue_rest(this, &all, taken),
+        let all = || held.iter().filter_map(Obj::bytes).chain(parts.iter().copied());
+        match ignore_would_block(socket::send_vectored(this.fd.get(), all())) {
+            Ok(taken) => Self::queue_rest(this, all(), taken),
             Err(error) => Self::write_failed(this, error),
         }
     }
 
     /// Leaves to the ring what of the parts is behind the first `taken` bytes.
-    fn queue_rest(this: &Ref<Self>, parts: &[&[u8]], mut taken: usize) -> Result<()> {
+    fn queue_rest<'a>(
+        this: &Ref<Self>,
+        parts: impl Iterator<Item = &'a [u8]>,
+        mut taken: usize,
+    ) -> Result<()> {
         for part in parts {
             let skip = taken.min(part.len());
             taken -= skip;
