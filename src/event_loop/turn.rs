@@ -19,13 +19,15 @@ impl EventLoop {
         loop {
             Self::turn(this)?;
             if this.stopping.get() {
-                return Ok(());
+                // A loop that is closed now has sent what was written.
+                return Self::send_written(this);
             }
         }
     }
 
     fn turn(this: &Ref<EventLoop>) -> Result<()> {
         Self::rearm_watches(this)?;
+        Self::send_written(this)?;
         let idle = this.ready.borrow().is_empty();
         Self::wait(this)?;
         // The order is asyncio's: what was ready before the wait, I/O, timers. Code that awaits a

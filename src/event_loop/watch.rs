@@ -165,6 +165,7 @@ impl Watch {
         let (op, outcome) = match signal {
             Signal::Completed(completion) => (completion.op, Some(completion.outcome)),
             Signal::RingLost(op) => (op, None),
+            Signal::Send => return Ok(()),
         };
         if this.op.get() != Some(op) {
             return Ok(());

@@ -32,7 +32,37 @@ mod uring {
     }
 
     fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
-        Driver::new(&Config { entries, cq_entries }, CHOICE).unwrap()
+        Driver::new(&Config { entries, cq_entries, ..Config::default() }, CHOICE).unwrap()
+    }
+}
+
+/// A ring with a poller.
+#[path = "."]
+mod polled {
+    use super::*;
+
+    const CHOICE: Choice = Choice::Uring;
+    const POLLER: Option<Poller> = Some(Poller { idle: 4, cpu: None });
+
+    #[path = "cancel.rs"]
+    mod cancel;
+    #[path = "close.rs"]
+    mod close;
+    #[path = "limits.rs"]
+    mod limits;
+    #[path = "operations.rs"]
+    mod operations;
+    #[path = "wake.rs"]
+    mod wake;
+
+    fn driver() -> Driver<u32> {
+        let config = Config { poller: POLLER, receive: true, ..Config::default() };
+        Driver::new(&config, CHOICE).unwrap()
+    }
+
+    fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
+        let config = Config { entries, cq_entries, poller: POLLER, receive: true };
+        Driver::new(&config, CHOICE).unwrap()
     }
 }
 
@@ -60,7 +90,7 @@ mod epoll {
     }
 
     fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
-        Driver::new(&Config { entries, cq_entries }, CHOICE).unwrap()
+        Driver::new(&Config { entries, cq_entries, ..Config::default() }, CHOICE).unwrap()
     }
 }
 
@@ -101,9 +131,17 @@ fn finish(driver: &mut Driver<u32>) -> Vec<Event<u32>> {
     events
 }
 
+/// Waits until what is queued is started and what is due is reported, which a poller does in its own
+/// time: the first round shows that it has come so far, the second that it has gone on.
+fn start_queued(driver: &mut Driver<u32>) {
+    driver.submit().unwrap();
+    driver.backend.settle(1).unwrap();
+    driver.backend.settle(1).unwrap();
+}
+
 /// A round trip through the kernel that shows what is there now, and nothing else.
 fn no_event(driver: &mut Driver<u32>) {
-    driver.submit().unwrap();
+    start_queued(driver);
     driver.prepare_wait(Some(Duration::ZERO)).block().unwrap();
     if let Some(event) = driver.next() {
         panic!("unexpected {event:?}");
@@ -128,6 +166,14 @@ fn pair() -> (TcpStream, TcpStream) {
 
 /// Fills the socket until it takes no more; returns the number of bytes.
 fn fill(socket: &impl AsRawFd) -> usize {
+    // A size that was set does not grow while the test runs.
+    let (size, len): (libc::c_int, _) = (1 << 18, size_of::<libc::c_int>() as libc::socklen_t);
+    let place = (&raw const size).cast();
+    // SAFETY: the pointer and length are those of `size`, an int.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, place, len)
+    };
+    assert_eq!(set, 0);
     let mut sent = 0;
     loop {
         match socket::send(socket.as_raw_fd(), &[7; 1 << 16]) {
@@ -141,7 +187,13 @@ fn fill(socket: &impl AsRawFd) -> usize {
 }
 
 fn at_end(mut stream: &TcpStream) -> bool {
-    stream.read(&mut [0; 16]).unwrap() == 0
+    loop {
+        match stream.read(&mut [0; 16]) {
+            // As the end of a poller does.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read.unwrap() == 0,
+        }
+    }
 }
 
 #[track_caller]

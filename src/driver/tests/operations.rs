@@ -265,6 +265,7 @@ fn a_descriptor_that_is_closed_before_the_start_is_bad() {
             Outcome::Poll(result) => assert_errno(result, libc::EBADF),
             Outcome::Accept(result) => assert_errno(result, libc::EBADF),
             Outcome::Send(result, _) => assert_errno(result, libc::EBADF),
+            Outcome::Receive(result) => assert_errno(result, libc::EBADF),
         }
     }
 }

@@ -100,6 +100,7 @@ impl Listener {
         let completion = match signal {
             Signal::Completed(completion) => completion,
             Signal::RingLost(op) => return Self::on_ring_lost(this, op),
+            Signal::Send => return Ok(()),
         };
         if this.op.get() != Some(completion.op) {
             // Closed meanwhile: a connection that was accepted after all is dropped, as one in

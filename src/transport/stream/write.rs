@@ -1,4 +1,5 @@
-//! Writing: `send` at once, and the ring for what the socket does not take.
+//! Writing: `send` at once, and the ring for what the socket does not take; or the ring only, when
+//! the turn is over.
 
 use std::io::{self, IoSlice};
 
@@ -41,7 +42,7 @@ impl StreamTransport {
             return Ok(());
         }
         let mut taken = 0;
-        if this.unsent.get() == 0 {
+        if this.unsent.get() == 0 && !this.home.sends() {
             taken = match ignore_would_block(socket::send(this.fd.get(), bytes)) {
                 Ok(taken) => taken,
                 Err(error) => return Self::write_failed(this, error),
@@ -51,7 +52,7 @@ impl StreamTransport {
             }
         }
         this.queue(&bytes[taken..]);
-        Self::send_queued(this)?;
+        Self::send_soon(this)?;
         Self::maybe_pause_protocol(this)
     }
 
@@ -66,7 +67,7 @@ impl StreamTransport {
             return Ok(());
         }
         let mut taken = 0;
-        if this.unsent.get() == 0 {
+        if this.unsent.get() == 0 && !this.home.sends() {
             let slices: Vec<IoSlice> = parts.iter().map(|part| IoSlice::new(part)).collect();
             taken = match ignore_would_block(socket::send_vectored(this.fd.get(), &slices)) {
                 Ok(taken) => taken,
@@ -79,7 +80,7 @@ impl StreamTransport {
             this.queue(&part[skip..]);
         }
         drop(buffers);
-        Self::send_queued(this)?;
+        Self::send_soon(this)?;
         Self::maybe_pause_protocol(this)
     }
 
@@ -132,8 +133,20 @@ impl StreamTransport {
         self.unsent.set(self.unsent.get() + bytes.len());
     }
 
+    /// What was refused goes to the ring at once. Where all goes there, one send takes all that is
+    /// written in a turn.
+    fn send_soon(this: &Ref<Self>) -> Result<()> {
+        if !this.home.sends() {
+            return Self::send_queued(this);
+        }
+        if this.write_op.get().is_none() && !this.send_due.replace(true) {
+            this.home.send_soon(owner(this));
+        }
+        Ok(())
+    }
+
     /// Starts the next send unless one is in flight.
-    fn send_queued(this: &Ref<Self>) -> Result<()> {
+    pub(super) fn send_queued(this: &Ref<Self>) -> Result<()> {
         if this.write_op.get().is_some() {
             return Ok(());
         }
