@@ -54,7 +54,8 @@ impl EventLoop {
         self.sends.get()
     }
 
-    /// Has `owner` told to send when the turn is over, once for all that it writes meanwhile.
+    /// Has `owner` told to send when the running callback is over, once for all that it writes
+    /// meanwhile.
     pub fn send_soon(&self, owner: Owner) {
         self.senders.borrow_mut().push(owner);
     }

@@ -53,7 +53,7 @@ pub enum Signal {
     /// The operation's ring is gone, and the operation with it: the loop has moved to another
     /// thread and has a new ring.
     RingLost(OpId),
-    /// The turn ends: what it has written is to be sent, see [`EventLoop::send_soon`].
+    /// The callback is over: what it has written is to be sent, see [`EventLoop::send_soon`].
     Send,
 }
 
@@ -74,7 +74,7 @@ pub struct EventLoop {
     receives: Cell<bool>,
     /// Transports send through the ring, which takes no system call.
     sends: Cell<bool>,
-    /// Who has written in this turn and sends through the ring.
+    /// Who has written meanwhile and sends through the ring.
     senders: RefCell<Vec<Owner>>,
     /// Whose loop it is: a forked child must leave it alone.
     process: Process,

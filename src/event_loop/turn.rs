@@ -19,8 +19,7 @@ impl EventLoop {
         loop {
             Self::turn(this)?;
             if this.stopping.get() {
-                // A loop that is closed now has sent what was written.
-                return Self::send_written(this);
+                return Ok(());
             }
         }
     }
@@ -86,6 +85,7 @@ impl EventLoop {
             let timed = this.debug() && !this.state.watch.is_type_of(owner.receiver());
             let start = timed.then(now);
             Self::tell(this, owner, Signal::Completed(completion))?;
+            Self::send_written(this)?;
             if let Some(start) = start {
                 Self::check_duration(this, owner.receiver(), now() - start)?;
             }
@@ -135,6 +135,7 @@ impl EventLoop {
         for _ in 0..count {
             let Some(handle) = this.ready.borrow_mut().pop_front() else { break };
             Self::run_handle(this, &handle)?;
+            Self::send_written(this)?;
             // Where the callback has forked, the rest is the parent's to run.
             Self::check_process(this)?;
         }

@@ -120,7 +120,7 @@ pub trait Transport: Native + Deref<Target = Base> {
         Ok(())
     }
 
-    /// The turn is over in which something was written.
+    /// The callback is over in which something was written.
     fn on_send(_: &Ref<Self>) -> Result<()> {
         Ok(())
     }

@@ -95,6 +95,16 @@ impl Uring {
         self.membership.is_some()
     }
 
+    /// Nobody else starts what is queued, and what runs next may take its time. Where more is queued
+    /// the poller is awake, or has been told.
+    fn wake_poller(&mut self) -> io::Result<()> {
+        let queue = self.ring.submission();
+        if queue.len() == 1 && queue.need_wakeup() {
+            transient_ok(self.enter.nudge(EnterFlags::SQ_WAKEUP))?;
+        }
+        Ok(())
+    }
+
     /// What a poller has to be told. Nothing, as long as it is busy.
     #[inline]
     fn nudge(&mut self) -> EnterFlags {
@@ -141,9 +151,10 @@ impl Uring {
         // SAFETY: the caller of start() vouches for the memory an entry points to; the others point
         // to none.
         match unsafe { self.ring.submission().push(entry) } {
-            Ok(()) => Ok(()),
-            Err(_) => self.push_to_full(entry),
+            Ok(()) => {}
+            Err(_) => self.push_to_full(entry)?,
         }
+        if self.has_poller() { self.wake_poller() } else { Ok(()) }
     }
 
     /// What to report of a poll on which there was a verdict.

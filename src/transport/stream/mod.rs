@@ -36,7 +36,7 @@ pub struct StreamTransport {
     is_unix: Cell<bool>,
     /// What was received and not yet given to the protocol; an empty piece is the end.
     kept: RefCell<VecDeque<Vec<u8>>>,
-    /// Waits for the end of the turn to send.
+    /// Waits for the end of the running callback to send.
     send_due: Cell<bool>,
     /// Whether the protocol is a BufferedProtocol.
     buffered: Cell<bool>,

@@ -4,6 +4,7 @@
 use std::io;
 
 use super::StreamTransport;
+use crate::driver::socket::is_hung_up;
 use crate::driver::{Chunk, OpId};
 use crate::event_loop::EventLoop;
 use crate::py::{Exc, Ref, Result, ToObj};
@@ -63,10 +64,13 @@ impl StreamTransport {
         let mut given = false;
         while Self::may_read(this, KEPT) {
             let Some(bytes) = this.kept.borrow_mut().pop_front() else { break };
+            // A send in flight on a connection that is gone is about to end, perhaps with the errno of
+            // the reset, which this end then lacks.
+            let sending = || this.write_op.get().is_some() && is_hung_up(this.fd.get());
             if !bytes.is_empty() {
                 given = true;
                 Self::give(this, &bytes)?;
-            } else if given {
+            } else if given || sending() {
                 this.kept.borrow_mut().push_front(bytes);
                 return Self::read_later(this, KEPT);
             } else {

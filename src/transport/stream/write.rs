@@ -1,5 +1,5 @@
-//! Writing: `send` at once, and the ring for what the socket does not take; or the ring only, when
-//! the turn is over.
+//! Writing: `send` at once, and the ring for what the socket does not take; or the ring only, once
+//! the callback is over.
 
 use std::io::{self, IoSlice};
 
@@ -133,8 +133,8 @@ impl StreamTransport {
         self.unsent.set(self.unsent.get() + bytes.len());
     }
 
-    /// What was refused goes to the ring at once. Where all goes there, one send takes all that is
-    /// written in a turn.
+    /// What was refused goes to the ring at once. Where all goes there, one send takes all that one
+    /// callback writes.
     fn send_soon(this: &Ref<Self>) -> Result<()> {
         if !this.home.sends() {
             return Self::send_queued(this);
