@@ -8,6 +8,7 @@ mod settle;
 mod setup;
 
 use std::collections::VecDeque;
+use std::hint;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
@@ -19,6 +20,7 @@ use io_uring::{EnterFlags, IoUring, cqueue};
 use super::backend::{Backend, Completion, Operation};
 use super::chunk::Buffers;
 use super::op::OpId;
+use super::socket::monotonic;
 use super::{Config, Process, SetupError};
 use enter::{Enter, transient_ok};
 use narrow::{Narrow, Verdict};
@@ -27,6 +29,10 @@ use settle::Settling;
 
 /// The kernel runs at least this much task work per call, in the order in which it fell due.
 const TASK_WORK_BATCH: usize = 20;
+/// How long a wait looks for what a busy poller is about to complete before it sleeps: about what
+/// going to sleep and being woken takes.
+const SPIN: Duration = Duration::from_micros(50);
+const SPINS_PER_LOOK: usize = 64;
 /// Calls to make before giving up on a kernel that takes no entries.
 const PATIENCE: usize = 16;
 
@@ -118,6 +124,25 @@ impl Uring {
             flags |= EnterFlags::GETEVENTS;
         }
         flags
+    }
+
+    /// Looks for completions for a moment, as long as the poller does not sleep. Returns whether
+    /// there are some.
+    fn spin(&mut self, timeout: Option<Duration>) -> bool {
+        let end = monotonic() + timeout.map_or(SPIN, |timeout| timeout.min(SPIN));
+        loop {
+            for _ in 0..SPINS_PER_LOOK {
+                self.batch = self.ring.completion().len();
+                if self.batch > 0 {
+                    return true;
+                }
+                hint::spin_loop();
+            }
+            // The fence costs less than a look at the clock.
+            if self.ring.submission().need_wakeup() || monotonic() >= end {
+                return false;
+            }
+        }
     }
 
     #[inline]
@@ -334,6 +359,9 @@ impl Backend for Uring {
             return transient_ok(self.enter.wait(pending, timeout, EnterFlags::empty()));
         }
         let flags = self.nudge();
+        if flags.is_empty() && self.spin(timeout) {
+            return Ok(());
+        }
         let waited = self.enter.wait(0, timeout, flags);
         self.batch = self.ring.completion().len();
         transient_ok(waited)
