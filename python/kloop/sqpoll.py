@@ -72,8 +72,10 @@ def _plan(option: Option, spare: Collection[int], no_spare: str) -> Plan:
         idle_ms = IDLE_MS
     elif isinstance(option, int):
         idle_ms = option
-        if not 1 <= option <= LONGEST_IDLE_MS:
+        if option < 1:
             raise ValueError(f"sqpoll must be at least 1 millisecond, not {option!r}")
+        if option > LONGEST_IDLE_MS:
+            raise ValueError(f"sqpoll must be at most {LONGEST_IDLE_MS} milliseconds")
     elif isinstance(option, str):
         raise ValueError(f'sqpoll must be "auto", a bool or milliseconds, not {option!r}')
     else:
