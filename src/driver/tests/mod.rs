@@ -24,8 +24,14 @@ mod uring {
     mod only_uring;
     #[path = "operations.rs"]
     mod operations;
+    #[path = "receive.rs"]
+    mod receive;
     #[path = "wake.rs"]
     mod wake;
+
+    fn config() -> Config {
+        Config { receive: true, ..Config::default() }
+    }
 
     fn driver() -> Driver<u32> {
         Driver::new(&Config::default(), CHOICE).unwrap()
@@ -50,14 +56,21 @@ mod polled {
     mod close;
     #[path = "limits.rs"]
     mod limits;
+    #[path = "only_polled.rs"]
+    mod only_polled;
     #[path = "operations.rs"]
     mod operations;
+    #[path = "receive.rs"]
+    mod receive;
     #[path = "wake.rs"]
     mod wake;
 
+    fn config() -> Config {
+        Config { poller: POLLER, receive: true, ..Config::default() }
+    }
+
     fn driver() -> Driver<u32> {
-        let config = Config { poller: POLLER, receive: true, ..Config::default() };
-        Driver::new(&config, CHOICE).unwrap()
+        Driver::new(&config(), CHOICE).unwrap()
     }
 
     fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
