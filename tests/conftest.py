@@ -2,9 +2,10 @@
 
 ``KLOOP_TESTS_LOOPS`` (a comma-separated list of ``asyncio``, ``kloop`` and ``kloop-sqpoll``; the
 first two by default) chooses the loops. What ``kloop-sqpoll`` does in its own way, TCP streams, is
-tested on it, too, wherever ``kloop`` is and io_uring works. A test may be a coroutine function: it then runs on the ``loop`` fixture,
-with a time limit. After each test nothing may be left behind: no open file descriptor, no
-report to the loop's exception handler that the test did not take, and no warning.
+tested on it, too, wherever ``kloop`` is and io_uring works. A test may be a coroutine function: it
+then runs on the ``loop`` fixture, with a time limit. After each test nothing may be left behind: no
+open file descriptor, no report to the loop's exception handler that the test did not take, and no
+warning.
 """
 
 import asyncio

@@ -271,7 +271,7 @@ def test_loops_that_ask_for_the_same_share_a_poller() -> None:
         with in_thread(work):
             first.run_until_complete(converse())
         with new_loop(IDLE_MS + 1):
-            assert new_poller({**before, **{thread: ""}}) != thread
+            assert new_poller({**before, thread: ""}) != thread
         first.run_until_complete(converse())
     wait_until_gone(thread)
 

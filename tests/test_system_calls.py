@@ -67,9 +67,7 @@ async def exchange(port: int, requests: int, in_flight: int) -> None:
         await writer.wait_closed()
 
 
-def calls(
-    folder: Path, requests: int, *, sqpoll: bool = False, in_flight: int = 0
-) -> Counter[str]:
+def calls(folder: Path, requests: int, *, sqpoll: bool = False, in_flight: int = 0) -> Counter[str]:
     """The system calls of a server's life, with so many requests on each connection."""
     strace = shutil.which("strace")
     if strace is None:

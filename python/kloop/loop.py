@@ -403,9 +403,7 @@ def new_event_loop(*, sqpoll: Option = False) -> Loop:
     return Loop(sqpoll=sqpoll)
 
 
-def run[T](
-    main: Coroutine[Any, Any, T], *, debug: bool | None = None, sqpoll: Option = False
-) -> T:
+def run[T](main: Coroutine[Any, Any, T], *, debug: bool | None = None, sqpoll: Option = False) -> T:
     """Run a coroutine on a new Loop and return its result. See asyncio.run, and Loop for sqpoll."""
     factory = functools.partial(new_event_loop, sqpoll=sqpoll)
     return asyncio.run(main, debug=debug, loop_factory=factory)

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 __all__ = ["IDLE_MS", "Plan", "SqPoll", "plan_for_loop", "plan_for_workers"]
 
 IDLE_MS = 4
-"""Milliseconds without work before a poller sleeps: one tick of a kernel with HZ=250. While the gaps
-between requests are shorter, it keeps its CPU busy."""
+"""Milliseconds without work before a poller sleeps: one tick of a kernel with HZ=250. While the
+gaps between requests are shorter, it keeps its CPU busy."""
 
 LONGEST_IDLE_MS = 2**31 - 1
 
@@ -62,7 +62,7 @@ def plan_for_workers(option: Option, cpus: Collection[int]) -> Plan:
     return _plan(option, spare, "every CPU of the affinity mask has a worker")
 
 
-def _plan(option: Option, spare: Collection[int], no_spare: str) -> Plan:
+def _plan(option: object, spare: Collection[int], no_spare: str) -> Plan:
     cpu = max(spare, default=None)
     if option == "auto":
         if cpu is None:

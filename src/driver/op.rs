@@ -47,10 +47,7 @@ pub(super) enum Kind {
     Poll,
     Accept,
     Send(Vec<u8>),
-    Receive {
-        fd: RawFd,
-        cancelled: bool,
-    },
+    Receive { fd: RawFd, cancelled: bool },
 }
 
 impl Kind {

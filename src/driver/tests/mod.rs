@@ -13,6 +13,7 @@ mod uring {
     use super::*;
 
     const CHOICE: Choice = Choice::Uring;
+    const POLLER: Option<Poller> = None;
 
     #[path = "cancel.rs"]
     mod cancel;
@@ -84,6 +85,7 @@ mod epoll {
     use super::*;
 
     const CHOICE: Choice = Choice::Epoll;
+    const POLLER: Option<Poller> = None;
 
     #[path = "cancel.rs"]
     mod cancel;

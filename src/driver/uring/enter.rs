@@ -57,12 +57,7 @@ impl Enter {
 
     /// Submits, and waits for a completion.
     #[inline]
-    pub fn wait(
-        &self,
-        count: u32,
-        timeout: Option<Duration>,
-        flags: EnterFlags,
-    ) -> io::Result<()> {
+    pub fn wait(&self, count: u32, timeout: Option<Duration>, flags: EnterFlags) -> io::Result<()> {
         let flags = flags | EnterFlags::GETEVENTS;
         let Some(timeout) = timeout else {
             return self.call(count, 1, flags, ptr::null(), 0);

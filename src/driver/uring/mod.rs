@@ -256,11 +256,7 @@ impl Backend for Uring {
     }
 
     fn is_usable(&self) -> bool {
-        if self.has_poller() {
-            self.process.is_current()
-        } else {
-            self.thread == current_thread()
-        }
+        if self.has_poller() { self.process.is_current() } else { self.thread == current_thread() }
     }
 
     #[inline]

@@ -19,8 +19,8 @@ use super::flow::FlowControl;
 use super::lifecycle::Lifecycle;
 use super::names::{SocketNames, SocketTransport};
 use super::reading::Reading;
-use crate::driver::{OpId, Outcome};
 use crate::driver::socket::set_nodelay;
+use crate::driver::{OpId, Outcome};
 use crate::event_loop::EventLoop;
 use crate::py::{
     Args, Construct, Describe, Exc, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result,
