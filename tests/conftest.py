@@ -16,6 +16,7 @@ import inspect
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -80,8 +81,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @functools.cache
 def has_sqpoll() -> bool:
-    with contextlib.closing(kloop.new_event_loop()) as loop:
-        return loop.driver == "uring"
+    with warnings.catch_warnings(action="ignore"):
+        loop = kloop.new_event_loop()
+    loop.close()
+    return loop.driver == "uring"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

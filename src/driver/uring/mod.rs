@@ -102,13 +102,13 @@ impl Uring {
     }
 
     /// Nobody else starts what is queued, and what runs next may take its time. Where more is queued
-    /// the poller is awake, or has been told.
-    fn wake_poller(&mut self) -> io::Result<()> {
+    /// the poller is awake, or has been told. A failure is no reason to take back what is queued:
+    /// the next submit() or wait() tries again.
+    fn wake_poller(&mut self) {
         let queue = self.ring.submission();
         if queue.len() == 1 && queue.need_wakeup() {
-            transient_ok(self.enter.nudge(EnterFlags::SQ_WAKEUP))?;
+            let _ = self.enter.nudge(EnterFlags::SQ_WAKEUP);
         }
-        Ok(())
     }
 
     /// What a poller has to be told. Nothing, as long as it is busy.
@@ -179,7 +179,10 @@ impl Uring {
             Ok(()) => {}
             Err(_) => self.push_to_full(entry)?,
         }
-        if self.has_poller() { self.wake_poller() } else { Ok(()) }
+        if self.has_poller() {
+            self.wake_poller();
+        }
+        Ok(())
     }
 
     /// What to report of a poll on which there was a verdict.

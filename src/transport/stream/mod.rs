@@ -135,6 +135,11 @@ impl StreamTransport {
         Ok(())
     }
 
+    /// Whether all that is written goes there. Elsewhere only what the socket refuses does.
+    fn sends_through_ring(&self) -> bool {
+        self.home.sends() && !self.is_unix.get()
+    }
+
     fn get_server(this: &Ref<Self>) -> Result<Option<Obj>> {
         Ok(this.server.get())
     }

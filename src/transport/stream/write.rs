@@ -42,7 +42,7 @@ impl StreamTransport {
             return Ok(());
         }
         let mut taken = 0;
-        if this.unsent.get() == 0 && !this.home.sends() {
+        if this.unsent.get() == 0 && !this.sends_through_ring() {
             taken = match ignore_would_block(socket::send(this.fd.get(), bytes)) {
                 Ok(taken) => taken,
                 Err(error) => return Self::write_failed(this, error),
@@ -67,7 +67,7 @@ impl StreamTransport {
             return Ok(());
         }
         let mut taken = 0;
-        if this.unsent.get() == 0 && !this.home.sends() {
+        if this.unsent.get() == 0 && !this.sends_through_ring() {
             let slices: Vec<IoSlice> = parts.iter().map(|part| IoSlice::new(part)).collect();
             taken = match ignore_would_block(socket::send_vectored(this.fd.get(), &slices)) {
                 Ok(taken) => taken,
@@ -136,7 +136,7 @@ impl StreamTransport {
     /// What was refused goes to the ring at once. Where all goes there, one send takes all that one
     /// callback writes.
     fn send_soon(this: &Ref<Self>) -> Result<()> {
-        if !this.home.sends() {
+        if !this.sends_through_ring() {
             return Self::send_queued(this);
         }
         if this.write_op.get().is_none() && !this.send_due.replace(true) {
