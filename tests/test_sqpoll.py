@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -279,14 +280,50 @@ def test_loops_that_ask_for_the_same_share_a_poller() -> None:
 def test_a_poller_outlives_the_loop_that_was_first() -> None:
     before = pollers()
     with contextlib.ExitStack() as stack:
-        first = kloop.new_event_loop(sqpoll=True)
-        second = stack.enter_context(new_loop(True))
-        thread = new_poller(before)
-        first.close()
+        made, over = threading.Event(), threading.Event()
+
+        def be_first() -> None:
+            with new_loop(True):
+                made.set()
+                over.wait(LIMIT)
+
+        with in_thread(be_first):
+            assert made.wait(LIMIT)
+            thread = new_poller(before)
+            second = stack.enter_context(new_loop(True))
+            over.set()
         second.run_until_complete(converse())
         third = stack.enter_context(new_loop(True))
         assert new_poller(before) == thread
         third.run_until_complete(converse())
+
+
+# What goes through the ring
+
+
+def segments_sent(sock: socket.socket) -> int:
+    """Segments with data, tcpi_data_segs_out of struct tcp_info in linux/tcp.h."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 200)
+    return int(struct.unpack_from("=I", info, 156)[0])
+
+
+def test_what_one_callback_writes_is_sent_at_once() -> None:
+    with new_loop(True) as loop, pair() as (ours, theirs):
+
+        async def main() -> None:
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+            for count in (1, 2):
+                for part in (b"head", b" and ", b"body"):
+                    transport.write(part)
+                transport.writelines([b", and", b" more"])
+                while transport.get_write_buffer_size():
+                    await asyncio.sleep(0)
+                assert segments_sent(ours) == count
+            assert theirs.recv(100, socket.MSG_WAITALL | socket.MSG_DONTWAIT).count(b"head") == 2
+            transport.close()
+            await asyncio.sleep(0)
+
+        loop.run_until_complete(main())
 
 
 # Loops and threads

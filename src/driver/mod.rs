@@ -313,7 +313,8 @@ impl<T> Driver<T> {
         }
     }
 
-    /// The next completion that has already been posted. No system call.
+    /// The next completion that has already been posted. No system call. A poller posts without
+    /// being asked: what it has posted since the last submit() or wait is left for after the next.
     ///
     /// Not an iterator: between two calls the caller may use the driver.
     #[inline]

@@ -57,23 +57,19 @@ impl EventLoop {
     /// Has `owner` told to send when the running callback is over, once for all that it writes
     /// meanwhile.
     pub fn send_soon(&self, owner: Owner) {
-        self.senders.borrow_mut().push(owner);
+        self.senders.borrow_mut().push_back(owner);
     }
 
     /// What was written goes to the ring.
     #[inline]
     pub(super) fn send_written(this: &Ref<EventLoop>) -> Result<()> {
-        if this.senders.borrow().is_empty() { Ok(()) } else { Self::tell_senders(this) }
+        if this.sends.get() { Self::tell_senders(this) } else { Ok(()) }
     }
 
     fn tell_senders(this: &Ref<EventLoop>) -> Result<()> {
-        let mut senders = this.senders.take().into_iter();
-        while let Some(owner) = senders.next() {
-            if let Err(error) = Self::tell(this, &owner, Signal::Send) {
-                this.senders.borrow_mut().extend(senders);
-                return Err(error);
-            }
+        loop {
+            let Some(owner) = this.senders.borrow_mut().pop_front() else { return Ok(()) };
+            Self::tell(this, &owner, Signal::Send)?;
         }
-        Ok(())
     }
 }

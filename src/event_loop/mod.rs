@@ -75,7 +75,7 @@ pub struct EventLoop {
     /// Transports send through the ring, which takes no system call.
     sends: Cell<bool>,
     /// Who has written meanwhile and sends through the ring.
-    senders: RefCell<Vec<Owner>>,
+    senders: RefCell<VecDeque<Owner>>,
     /// Whose loop it is: a forked child must leave it alone.
     process: Process,
     /// What the owners of operations on a ring that is gone have still to hear.

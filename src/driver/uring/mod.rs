@@ -62,7 +62,7 @@ pub(super) struct Uring {
 impl Uring {
     /// Makes a ring that watches `eventfd`.
     pub fn new(config: &Config, eventfd: RawFd) -> Result<Self, SetupError> {
-        let (membership, ring) = setup::build(config)?;
+        let (ring, membership) = setup::build(config)?;
         let buffers = if config.receive { Buffers::register(&ring.submitter()).ok() } else { None };
         let mut uring = Uring {
             membership,
@@ -202,7 +202,11 @@ impl Uring {
             Verdict::Stop => {
                 // Its own last completion has no owner any more. Should this fail, it reports to
                 // nobody until the ring is closed.
-                let _ = self.push(&ops::cancel(user_data)).and_then(|()| self.settle(1));
+                let cancelled = self.push(&ops::cancel(user_data));
+                // A poller does it at once, too, but need not be waited for.
+                if cancelled.is_ok() && !self.has_poller() {
+                    let _ = self.settle(1);
+                }
             }
         }
         Some(Completion::new(user_data, result, false))

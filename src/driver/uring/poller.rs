@@ -33,7 +33,7 @@ impl Drop for Membership {
 pub(super) fn build(
     poller: Poller,
     finish: impl FnOnce(Builder) -> io::Result<IoUring>,
-) -> io::Result<(Membership, IoUring)> {
+) -> io::Result<(IoUring, Membership)> {
     let mut builder = IoUring::builder();
     builder.setup_sqpoll(poller.idle);
     if let Some(cpu) = poller.cpu {
@@ -48,5 +48,5 @@ pub(super) fn build(
     let ring = finish(builder)?;
     let fd = ring.as_raw_fd();
     members.push(Member { poller, ring: fd, process: Process::current() });
-    Ok((Membership(fd), ring))
+    Ok((ring, Membership(fd)))
 }

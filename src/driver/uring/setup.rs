@@ -16,19 +16,20 @@ const NEEDED: [(&str, u8); 4] = [
 ];
 
 /// io_uring_setup(2). The flags exist since Linux 6.1; older kernels say `EINVAL`.
-pub(super) fn build(config: &Config) -> Result<(Option<Membership>, IoUring), SetupError> {
-    let (membership, ring) = match config.poller {
-        None => (None, build_without_poller(config)?),
+pub(super) fn build(config: &Config) -> Result<(IoUring, Option<Membership>), SetupError> {
+    // The last one is dropped first, should the rest fail.
+    let (ring, membership) = match config.poller {
+        None => (build_without_poller(config)?, None),
         Some(poller) => {
             let build = |builder| finish(builder, config);
-            let (membership, ring) = poller::build(poller, build).map_err(|error| {
+            let (ring, membership) = poller::build(poller, build).map_err(|error| {
                 SetupError::failed("io_uring_setup(IORING_SETUP_SQPOLL)", &error)
             })?;
-            (Some(membership), ring)
+            (ring, Some(membership))
         }
     };
     probe(&ring)?;
-    Ok((membership, ring))
+    Ok((ring, membership))
 }
 
 fn build_without_poller(config: &Config) -> Result<IoUring, SetupError> {
