@@ -179,23 +179,26 @@ fn pair() -> (TcpStream, TcpStream) {
     (near, far)
 }
 
-/// Fills the socket until it takes no more; returns the number of bytes.
+/// Fills the socket until it takes no more, even once what is under way has been acknowledged;
+/// returns the number of bytes.
 fn fill(socket: &impl AsRawFd) -> usize {
-    // A size that was set does not grow while the test runs.
-    let (size, len): (libc::c_int, _) = (1 << 18, size_of::<libc::c_int>() as libc::socklen_t);
-    let place = (&raw const size).cast();
-    // SAFETY: the pointer and length are those of `size`, an int.
-    let set = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, place, len)
-    };
-    assert_eq!(set, 0);
-    let mut sent = 0;
+    const DELAYED_ACKNOWLEDGEMENT: libc::c_int = 50;
+    let (mut sent, mut full) = (0, false);
     loop {
         match socket::send(socket.as_raw_fd(), &[7; 1 << 16]) {
-            Ok(n) => sent += n,
+            Ok(n) => {
+                sent += n;
+                full = false;
+            }
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
-                return sent;
+                if mem::replace(&mut full, true) {
+                    return sent;
+                }
+                let (fd, events) = (socket.as_raw_fd(), libc::POLLOUT);
+                let mut room = libc::pollfd { fd, events, revents: 0 };
+                // SAFETY: the pointer is to one pollfd.
+                unsafe { libc::poll(&raw mut room, 1, DELAYED_ACKNOWLEDGEMENT) };
             }
         }
     }
