@@ -1,18 +1,22 @@
 """Every test runs on the stock asyncio loop, which proves the test, and on kloop.
 
-``KLOOP_TESTS_LOOPS`` (a comma-separated list of ``asyncio`` and ``kloop``; both by default)
-chooses the loops. A test may be a coroutine function: it then runs on the ``loop`` fixture,
-with a time limit. After each test nothing may be left behind: no open file descriptor, no
-report to the loop's exception handler that the test did not take, and no warning.
+``KLOOP_TESTS_LOOPS`` (a comma-separated list of ``asyncio``, ``kloop`` and ``kloop-sqpoll``; the
+first two by default) chooses the loops. What ``kloop-sqpoll`` does in its own way, TCP streams, is
+tested on it, too, wherever ``kloop`` is and io_uring works. A test may be a coroutine function: it
+then runs on the ``loop`` fixture, with a time limit. After each test nothing may be left behind: no
+open file descriptor, no report to the loop's exception handler that the test did not take, and no
+warning.
 """
 
 import asyncio
 import contextlib
+import functools
 import gc
 import inspect
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -29,13 +33,30 @@ TIME_LIMIT = 25.0
 FACTORIES: dict[str, LoopFactory] = {
     "asyncio": asyncio.new_event_loop,
     "kloop": kloop.new_event_loop,
+    "kloop-sqpoll": functools.partial(kloop.new_event_loop, sqpoll=True),
 }
+
+WITH_SQPOLL = (
+    "test_streams",
+    "test_tcp_client",
+    "test_tcp_faults",
+    "test_tcp_protocol_errors",
+    "test_tcp_reading",
+    "test_tcp_server",
+    "test_tcp_tls_and_sendfile",
+    "test_tcp_transport",
+    "test_tcp_writing",
+)
 
 CHOSEN = [name for name in os.environ.get("KLOOP_TESTS_LOOPS", "asyncio,kloop").split(",") if name]
 
 PRELUDES = {
     "asyncio": "import asyncio\nfrom asyncio import new_event_loop\n",
     "kloop": "import asyncio\nfrom kloop import new_event_loop\n",
+    "kloop-sqpoll": (
+        "import asyncio, functools, kloop\n"
+        "new_event_loop = functools.partial(kloop.new_event_loop, sqpoll=True)\n"
+    ),
 }
 
 failed_key = pytest.StashKey[bool]()
@@ -46,6 +67,24 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "asyncio_leaks: the stock loop, and only it, may leave sockets to the garbage collector",
     )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "loop_name" not in metafunc.fixturenames or any("loop_name" in m.args[0] for m in marks):
+        return
+    module = metafunc.module.__name__.rpartition(".")[2]
+    sqpoll = module in WITH_SQPOLL and "kloop" in CHOSEN and has_sqpoll()
+    names = [*CHOSEN, "kloop-sqpoll"] if sqpoll else CHOSEN
+    metafunc.parametrize("loop_name", names, indirect=True)
+
+
+@functools.cache
+def has_sqpoll() -> bool:
+    with warnings.catch_warnings(action="ignore"):
+        loop = kloop.new_event_loop()
+    loop.close()
+    return loop.driver == "uring"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,9 +128,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture(params=CHOSEN)
+@pytest.fixture
 def loop_name(request: pytest.FixtureRequest) -> str:
-    """The name of the loop under test: "asyncio" or "kloop"."""
+    """The name of the loop under test: "asyncio", "kloop" or "kloop-sqpoll"."""
     return str(request.param)
 
 

@@ -167,6 +167,7 @@ async def test_an_exception_in_resume_writing_is_reported_and_the_connection_sta
         assert report["message"] == "protocol.resume_writing() failed"
         assert type(report["exception"]) is PlannedError
         assert not link.transport.is_closing()
+        link.transport.set_write_buffer_limits()
         link.transport.write(b"goes on")
         assert await link.receive(7) == b"goes on"
 

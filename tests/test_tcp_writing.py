@@ -45,11 +45,10 @@ async def test_a_memoryview_with_gaps_is_an_error(loop: Loop, errors: ErrorLog) 
         assert await link.receive_all() == b""
 
 
-async def test_a_bytearray_may_be_changed_once_the_kernel_has_it(loop: Loop) -> None:
+async def test_a_bytearray_may_be_changed_once_it_is_written(loop: Loop) -> None:
     async with linked(Recorder) as link:
         data = bytearray(b"before")
         link.transport.write(data)
-        assert link.transport.get_write_buffer_size() == 0
         data[:] = b"after, and longer"
         assert await link.receive(6) == b"before"
         link.transport.write(b".")
@@ -258,9 +257,13 @@ async def test_a_reset_while_data_is_buffered(loop: Loop) -> None:
         assert link.protocol.calls[-1] == "connection_lost"
 
 
-async def test_the_buffer_size_counts_what_the_kernel_has_not_taken(loop: Loop) -> None:
+async def test_the_buffer_size_counts_what_the_kernel_has_not_taken(
+    loop: Loop, loop_name: str
+) -> None:
     async with linked(Recorder, small=True) as link:
         link.transport.write(b"sent at once")
+        while loop_name == "kloop-sqpoll" and link.transport.get_write_buffer_size():
+            await asyncio.sleep(0)  # or by a kernel thread, which tells afterwards
         assert link.transport.get_write_buffer_size() == 0
         written = fill(link.transport)
         size = link.transport.get_write_buffer_size()
@@ -348,12 +351,13 @@ async def test_resume_writing_may_write(loop: Loop) -> None:
         assert await link.protocol.lost is None
 
 
-async def test_a_limit_of_zero_pauses_on_any_buffered_byte(loop: Loop) -> None:
+async def test_a_limit_of_zero_pauses_on_any_buffered_byte(loop: Loop, loop_name: str) -> None:
     async with linked(Recorder, small=True) as link:
         link.transport.set_write_buffer_limits(high=0)
         assert link.transport.get_write_buffer_limits() == (0, 0)
         link.transport.write(b"x")
-        assert not link.protocol.paused.is_set()
+        # A kernel thread tells afterwards that it has sent it.
+        assert link.protocol.paused.is_set() == (loop_name == "kloop-sqpoll")
         fill(link.transport)
         assert link.protocol.paused.is_set()
 

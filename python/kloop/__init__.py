@@ -3,10 +3,12 @@
 from kloop._worker import Core, current_core
 from kloop.loop import Loop, new_event_loop, run
 from kloop.percore import WorkerError, serve_per_core
+from kloop.sqpoll import SqPoll
 
 __all__ = [
     "Core",
     "Loop",
+    "SqPoll",
     "WorkerError",
     "current_core",
     "new_event_loop",

@@ -1,6 +1,7 @@
 """What runs in the interpreter of each core of serve_per_core."""
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from kloop.loop import Loop
+from kloop.sqpoll import Plan
 
 MAIN_ALIAS = "__mp_main__"
 """The name that a worker gives to the program's main module, as multiprocessing's spawn does."""
@@ -47,6 +49,7 @@ class Job(NamedTuple):
     argv: list[str]
     drain_timeout: float
     debug: bool
+    sqpoll: Plan
 
 
 _current: Core | None = None
@@ -112,7 +115,8 @@ def main(worker: WorkerEnd, job_text: str) -> None:
         worker.begin_import()
         handler = load_handler(job)
         worker.end_import(extension_is_loaded())
-        with asyncio.Runner(debug=job.debug, loop_factory=WorkerLoop) as runner:
+        make_loop = functools.partial(WorkerLoop, sqpoll=Plan(*job.sqpoll))
+        with asyncio.Runner(debug=job.debug, loop_factory=make_loop) as runner:
             runner.run(_Service(worker, handler, job.drain_timeout).run())
     except BaseException as error:
         report(worker, error)

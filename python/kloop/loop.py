@@ -21,6 +21,7 @@ unix_events._UnixSubprocessTransport.
 
 import asyncio
 import errno
+import functools
 import os
 import selectors
 import socket
@@ -36,6 +37,7 @@ from typing import Any, cast
 from kloop import _kloop
 from kloop.children import ChildWatcher
 from kloop.sockets import SocketCalls
+from kloop.sqpoll import Option, Plan, SqPoll, plan_for_loop
 
 __all__ = ["Loop", "new_event_loop", "run"]
 
@@ -69,18 +71,51 @@ class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop):
     epoll without trying or warning, and "uring" raises OSError where io_uring cannot be used. The
     attribute `driver` says which it is, "uring" or "epoll". Raises ValueError for other values.
 
+    sqpoll: whether a kernel thread (IORING_SETUP_SQPOLL, io_uring_setup(2)) submits for the loop.
+        Then a busy loop makes no system call for what its TCP connections send and receive, and
+        answers come sooner; but the thread keeps a CPU of its own busy while there is work, and
+        costs more CPU time in sum. So it is off unless asked for. True turns it on; so does an
+        int, the milliseconds without work after which the thread sleeps (4 by default). "auto"
+        turns it on only if a CPU is known to be spare: the loop's thread is pinned to one CPU, and
+        the main thread may use others. The thread is pinned to the spare CPU with the highest
+        number if one is known. Loops of a process that ask for the same share one thread. Raises
+        TypeError or ValueError for what is no such value; unless "auto", OSError where the kernel
+        refuses and RuntimeError where the loop runs on epoll. The attribute `sqpoll` says what came
+        of it, and why.
+
     A forked child cannot use the loops of its parent: to it they are closed, and what would need
     them raises RuntimeError. It can make loops of its own.
     """
 
     _internal_fds: int  # asyncio's count of the descriptors that it holds for itself
 
-    def __init__(self) -> None:
+    sqpoll: SqPoll
+    """Whether a kernel thread submits for the loop, where, and why."""
+
+    def __init__(self, *, sqpoll: Option | Plan = False) -> None:
         self._listeners: dict[int, _kloop.Listener] = {}
         self._ssock: socket.socket | None = None
         self._csock: socket.socket | None = None
         self._child_watcher = ChildWatcher()
         super().__init__(cast(Any, _WatchTable(self)))
+        try:
+            self.sqpoll = self._start_poller(plan_for_loop(sqpoll))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_poller(self, plan: Plan) -> SqPoll:
+        if not plan.wanted:
+            return SqPoll(False, None, None, plan.reason)
+        try:
+            if self.driver == "epoll":
+                raise RuntimeError("sqpoll needs io_uring, and this loop runs on epoll")
+            self._open_ring(idle=plan.idle_ms, cpu=plan.cpu)
+        except (OSError, RuntimeError) as error:
+            if plan.required:
+                raise
+            return SqPoll(False, None, None, f"{plan.reason}, but {error}")
+        return SqPoll(True, plan.cpu, plan.idle_ms, plan.reason)
 
     def close(self) -> None:
         """Close the loop and its ring. See asyncio.loop.close."""
@@ -360,11 +395,15 @@ def _run_unless_cancelled(handle: Any) -> None:
         handle._run()
 
 
-def new_event_loop() -> Loop:
-    """Make a Loop: usable as asyncio.Runner's loop_factory and as ``uvicorn --loop``."""
-    return Loop()
+def new_event_loop(*, sqpoll: Option = False) -> Loop:
+    """Make a Loop: usable as asyncio.Runner's loop_factory and as ``uvicorn --loop``.
+
+    sqpoll: see Loop.
+    """
+    return Loop(sqpoll=sqpoll)
 
 
-def run[T](main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
-    """Run a coroutine on a new Loop and return its result. See asyncio.run."""
-    return asyncio.run(main, debug=debug, loop_factory=new_event_loop)
+def run[T](main: Coroutine[Any, Any, T], *, debug: bool | None = None, sqpoll: Option = False) -> T:
+    """Run a coroutine on a new Loop and return its result. See asyncio.run, and Loop for sqpoll."""
+    factory = functools.partial(new_event_loop, sqpoll=sqpoll)
+    return asyncio.run(main, debug=debug, loop_factory=factory)

@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn
 from kloop import _kloop, leaving
 from kloop._worker import Handler, Job, in_worker
 from kloop.processes import ProcessCores
+from kloop.sqpoll import Option, Plan, plan_for_workers
 
 __all__ = ["WorkerError", "serve_per_core"]
 
@@ -57,6 +58,7 @@ def serve_per_core(
     drain_timeout: float = 30.0,
     workers: Literal["threads", "processes"] = "threads",
     debug: bool = False,
+    sqpoll: Option = False,
     on_ready: Callable[[list[Any]], object] | None = None,
 ) -> None:
     """Serve TCP on every core until SIGINT or SIGTERM. Must be called in the main thread.
@@ -78,6 +80,10 @@ def serve_per_core(
         it a process of its own, which can use extension modules that do not support interpreters
         with their own GIL.
     debug: asyncio's debug mode in the workers.
+    sqpoll: whether a kernel thread submits for the workers' rings, as Loop describes. "auto" turns
+        it on only if the affinity mask has a CPU without a worker. It is pinned to the one of these
+        with the highest number, and the workers share it; with workers="processes" each has its own
+        there. The workers' loops say what came of it.
     on_ready: called with the bound addresses once all cores accept connections.
 
     The main thread and the workers use io_uring or epoll as every Loop does; see there.
@@ -90,8 +96,8 @@ def serve_per_core(
     check_place()
     if workers not in KINDS:
         raise ValueError(f'workers must be "threads" or "processes", not {workers!r}')
-    job = make_job(handler, drain_timeout, debug)
     cpus = choose_cpus(cores)
+    job = make_job(handler, drain_timeout, debug, plan_for_workers(sqpoll, cpus))
     for name in SHARED_MODULES:
         importlib.import_module(name)
     listeners = listen(host, port, sock, backlog)
@@ -130,7 +136,7 @@ def check_place() -> None:
         raise RuntimeError("serve_per_core() must be called in the main thread")
 
 
-def make_job(handler: Handler | str, drain_timeout: float, debug: bool) -> Job:
+def make_job(handler: Handler | str, drain_timeout: float, debug: bool, sqpoll: Plan) -> Job:
     if drain_timeout < 0:
         raise ValueError(f"drain_timeout must not be negative: {drain_timeout!r}")
     target = handler if isinstance(handler, str) else name_of(handler)
@@ -140,7 +146,8 @@ def make_job(handler: Handler | str, drain_timeout: float, debug: bool) -> Job:
     main_path = main_name = None
     if module == "__main__":
         main_path, main_name = describe_main()
-    return Job(target, main_path, main_name, list(sys.path), list(sys.argv), drain_timeout, debug)
+    path, argv = list(sys.path), list(sys.argv)
+    return Job(target, main_path, main_name, path, argv, drain_timeout, debug, sqpoll)
 
 
 def name_of(handler: Handler) -> str:

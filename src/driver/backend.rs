@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
+use super::chunk::Chunk;
 use super::op::OpId;
 
 /// What to do, as plain data. The pointers are to memory that the slab owns.
@@ -19,6 +20,15 @@ pub(super) struct Completion {
     pub result: i32,
     /// More completions of the same operation will follow.
     pub more: bool,
+    /// What a receive operation has brought.
+    pub chunk: Option<Chunk>,
+}
+
+impl Completion {
+    #[inline]
+    pub fn new(user_data: u64, result: i32, more: bool) -> Self {
+        Completion { user_data, result, more, chunk: None }
+    }
 }
 
 /// Runs operations. Wakes up for the eventfd it was made with, which never shows as a completion.
@@ -34,6 +44,22 @@ pub(super) trait Backend {
     /// What it points to stays valid and untouched until the completion without `more` was taken
     /// from `next`, even if the backend is dropped before.
     unsafe fn start(&mut self, id: OpId, operation: Operation) -> io::Result<()>;
+
+    /// Whether [`receive`](Self::receive) works.
+    fn receives(&self) -> bool {
+        false
+    }
+
+    /// Queues a multishot receive operation into memory of the backend's own.
+    fn receive(&mut self, _id: OpId, _fd: RawFd) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
+    /// Queues a receive operation again that found no memory, once there is some.
+    fn receive_later(&mut self, _id: OpId, _fd: RawFd) {}
+
+    /// Operations will be left when it is dropped: keep the memory that they may write to.
+    fn abandon(&mut self) {}
 
     /// Queues the cancellation of a started operation.
     fn cancel(&mut self, id: OpId) -> io::Result<()>;

@@ -13,6 +13,7 @@
 
 mod backend;
 mod choice;
+mod chunk;
 mod epoll;
 mod fork;
 mod op;
@@ -39,6 +40,7 @@ use slab::Slab;
 use waker::{Parker, Permit};
 
 pub use choice::Choice;
+pub use chunk::Chunk;
 pub use fork::Process;
 pub use op::{Event, OpId, Outcome};
 pub use setup_error::SetupError;
@@ -57,11 +59,29 @@ pub struct Config {
     /// Completion queue entries. Completions beyond this wait in kernel memory: slower, never lost.
     /// Not used with epoll.
     pub cq_entries: u32,
+    /// Whether [`Driver::receive`] is wanted, for which memory is set aside. Without effect with
+    /// epoll, and before Linux 6.12: see [`Driver::receives`].
+    pub receive: bool,
+    /// Has a kernel thread submit what is queued. Without effect with epoll.
+    pub poller: Option<Poller>,
+}
+
+/// A kernel thread that submits for a ring (`IORING_SETUP_SQPOLL`), so that the process makes no
+/// system call for that. While it finds work it keeps a CPU busy; without work it sleeps.
+///
+/// Rings of one process that ask for the same share one thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Poller {
+    /// Milliseconds without work before it sleeps; the kernel rounds up to its clock's ticks. Zero
+    /// means a second.
+    pub idle: u32,
+    /// The CPU that it is pinned to; without one it roams over all.
+    pub cpu: Option<u32>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { entries: 256, cq_entries: 4096 }
+        Config { entries: 256, cq_entries: 4096, receive: false, poller: None }
     }
 }
 
@@ -80,7 +100,7 @@ pub struct Driver<T> {
     fallback: Option<SetupError>,
     /// Its forked children must not use the driver.
     process: Process,
-    /// A ring accepts calls from the thread that made it only.
+    /// A ring accepts calls from the thread that made it only, unless it has a poller.
     not_send: PhantomData<*mut ()>,
 }
 
@@ -181,6 +201,29 @@ impl<T> Driver<T> {
         self.start(Kind::Send(buf), owner, operation)
     }
 
+    /// Whether [`receive`](Self::receive) works.
+    pub fn receives(&self) -> bool {
+        self.backend.receives()
+    }
+
+    /// Receives from the stream socket `fd` until the end of the stream, an error or cancellation:
+    /// recv(2), multishot. The outcomes are [`Outcome::Receive`]. Take all events after a
+    /// cancellation: what arrived before it comes first.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` unless [`receives`](Self::receives).
+    pub fn receive(&mut self, fd: RawFd, owner: T) -> io::Result<OpId> {
+        self.check_process()?;
+        let id = self.ops.insert(Op { owner, kind: Kind::Receive { fd, cancelled: false } })?;
+        match self.backend.receive(id, fd) {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.ops.remove(id);
+                Err(error)
+            }
+        }
+    }
+
     #[inline]
     fn start(&mut self, kind: Kind, owner: T, operation: Operation) -> io::Result<OpId> {
         self.check_process()?;
@@ -209,15 +252,32 @@ impl<T> Driver<T> {
         self.check_process()?;
         let mut any = false;
         for &id in ops {
-            if self.ops.contains(id) {
-                self.backend.cancel(id)?;
-                any = true;
-            }
+            any |= self.cancel_one(id)?;
         }
         if any {
             self.backend.settle(self.ops.len() + ops.len())?;
         }
         Ok(())
+    }
+
+    /// Cancels an operation without waiting for the kernel to do so. Its descriptor must stay open
+    /// until the last event.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2).
+    pub fn cancel_later(&mut self, id: OpId) -> io::Result<()> {
+        self.check_process()?;
+        self.cancel_one(id).map(drop)
+    }
+
+    /// Whether the operation is live still.
+    fn cancel_one(&mut self, id: OpId) -> io::Result<bool> {
+        let Some(op) = self.ops.get_mut(id) else { return Ok(false) };
+        if let Kind::Receive { cancelled, .. } = &mut op.kind {
+            *cancelled = true;
+        }
+        self.backend.cancel(id)?;
+        Ok(true)
     }
 
     /// Starts what is queued and lets the kernel post what is due. Never waits, and makes no system
@@ -253,7 +313,8 @@ impl<T> Driver<T> {
         }
     }
 
-    /// The next completion that has already been posted. No system call.
+    /// The next completion that has already been posted. No system call. A poller posts without
+    /// being asked: what it has posted since the last submit() or wait is left for after the next.
     ///
     /// Not an iterator: between two calls the caller may use the driver.
     #[inline]
@@ -266,30 +327,44 @@ impl<T> Driver<T> {
         while let Some(completion) = self.backend.next() {
             let op = OpId::from_user_data(completion.user_data);
             if completion.more {
-                if let Some((owner, outcome)) = self.partial(op, &completion) {
+                if let Some((owner, outcome)) = self.partial(op, completion) {
                     return Some(Event { op, owner: owner.clone(), more: true, outcome });
                 }
+            } else if completion.result == -libc::ENOBUFS && self.receive_later(op) {
+                // Nobody need know.
             } else if let Some(Op { owner, kind }) = self.ops.remove(op) {
                 return Some(Event {
                     op,
                     owner,
                     more: false,
-                    outcome: kind.finish(completion.result),
+                    outcome: kind.finish(completion.result, completion.chunk),
                 });
             }
         }
         None
     }
 
-    /// What a multishot operation reports before its end. `None` for stale ids.
-    #[inline]
-    fn partial(&self, id: OpId, completion: &Completion) -> Option<(&T, Outcome)> {
-        let op = self.ops.get(id)?;
-        Some((&op.owner, op.kind.report(completion.result)?))
+    /// Has a receive operation that found no memory go on later, unless it is to end.
+    #[cold]
+    fn receive_later(&mut self, id: OpId) -> bool {
+        match self.ops.get(id) {
+            Some(Op { kind: Kind::Receive { fd, cancelled: false }, .. }) => {
+                self.backend.receive_later(id, *fd);
+                true
+            }
+            _ => false,
+        }
     }
 
-    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it,
-    /// and an epoll instance to the process.
+    /// What a multishot operation reports before its end. `None` for stale ids.
+    #[inline]
+    fn partial(&self, id: OpId, completion: Completion) -> Option<(&T, Outcome)> {
+        let op = self.ops.get(id)?;
+        Some((&op.owner, op.kind.report(completion.result, completion.chunk)?))
+    }
+
+    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it; one
+    /// with a poller, and an epoll instance, to the process.
     pub fn is_usable(&self) -> bool {
         self.backend.is_usable()
     }
@@ -324,6 +399,9 @@ impl<T> Driver<T> {
         let mut owners = Vec::with_capacity(self.ops.len());
         // An error leaves operations in the slab, and these are treated as undrained below.
         let _ = self.drain(&mut *backend, &mut owners);
+        if self.ops.len() > 0 {
+            backend.abandon();
+        }
         drop(backend);
         for (id, op) in mem::replace(&mut self.ops, Slab::new(0)).into_entries() {
             owners.push((id, op.owner));
@@ -362,10 +440,10 @@ impl<T> Driver<T> {
         while let Some(completion) = backend.next() {
             let id = OpId::from_user_data(completion.user_data);
             if completion.more {
-                drop(self.partial(id, &completion));
+                drop(self.partial(id, completion));
             } else if let Some(op) = self.ops.remove(id) {
                 owners.push((id, op.owner));
-                drop(op.kind.finish(completion.result));
+                drop(op.kind.finish(completion.result, completion.chunk));
             }
         }
     }

@@ -1,7 +1,9 @@
 //! The kinds of operations, the memory each one owns, and what they report.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use super::chunk::Chunk;
 
 /// Names an operation of one driver. Stale ids are harmless: a slot of the slab counts its uses.
 pub use super::slab::Key as OpId;
@@ -30,6 +32,8 @@ pub enum Outcome {
     /// The number of bytes sent, counted from `start`, and the buffer. A send that failed or was
     /// cancelled half-way reports what it sent.
     Send(io::Result<usize>, Vec<u8>),
+    /// Bytes, in the order of the stream; none at its end, which ends the operation.
+    Receive(io::Result<Chunk>),
 }
 
 /// An operation in flight.
@@ -43,26 +47,29 @@ pub(super) enum Kind {
     Poll,
     Accept,
     Send(Vec<u8>),
+    Receive { fd: RawFd, cancelled: bool },
 }
 
 impl Kind {
-    /// A result that is not the last. Only polls and accepts have such.
+    /// A result that is not the last, and the bytes it comes with. A send has no such.
     #[inline]
-    pub fn report(&self, result: i32) -> Option<Outcome> {
+    pub fn report(&self, result: i32, chunk: Option<Chunk>) -> Option<Outcome> {
         match self {
             Kind::Poll => Some(Outcome::Poll(check(result))),
             Kind::Accept => Some(Outcome::Accept(accepted(result))),
             Kind::Send(_) => None,
+            Kind::Receive { .. } => Some(Outcome::Receive(received(result, chunk))),
         }
     }
 
     /// The last result.
     #[inline]
-    pub fn finish(self, result: i32) -> Outcome {
+    pub fn finish(self, result: i32, chunk: Option<Chunk>) -> Outcome {
         match self {
             Kind::Poll => Outcome::Poll(check(result)),
             Kind::Accept => Outcome::Accept(accepted(result)),
             Kind::Send(buf) => Outcome::Send(check(result).map(|n| n as usize), buf),
+            Kind::Receive { .. } => Outcome::Receive(received(result, chunk)),
         }
     }
 }
@@ -76,4 +83,15 @@ fn accepted(result: i32) -> io::Result<OwnedFd> {
     // SAFETY: the result of a successful accept is a new descriptor that nobody else owns, and each
     // completion is taken once.
     check(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn received(result: i32, chunk: Option<Chunk>) -> io::Result<Chunk> {
+    // One that lacks memory goes on when there is some, unless it was cancelled meanwhile.
+    let result = if result == -libc::ENOBUFS { -libc::ECANCELED } else { result };
+    match (check(result)?, chunk) {
+        (0, _) => Ok(Chunk::empty()),
+        (_, Some(chunk)) => Ok(chunk),
+        // Bytes that are nowhere: the kernel does not do that.
+        (_, None) => Err(io::Error::from_raw_os_error(libc::EIO)),
+    }
 }

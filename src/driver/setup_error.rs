@@ -79,7 +79,7 @@ impl fmt::Display for SetupError {
                 self.operation,
                 io::Error::from_raw_os_error(*errno),
                 match self.operation.starts_with("io_uring") {
-                    true => advice(*errno, *disabled),
+                    true => advice(*errno, *disabled, self.operation.contains("SQPOLL")),
                     false => general_advice(*errno),
                 }
             ),
@@ -89,7 +89,7 @@ impl fmt::Display for SetupError {
 
 impl Error for SetupError {}
 
-fn advice(errno: i32, disabled: Option<u8>) -> &'static str {
+fn advice(errno: i32, disabled: Option<u8>, poller: bool) -> &'static str {
     match (errno, disabled) {
         (libc::EPERM, Some(2)) => {
             "the sysctl kernel.io_uring_disabled is 2, which denies io_uring to everybody: set it \
@@ -114,6 +114,10 @@ fn advice(errno: i32, disabled: Option<u8>) -> &'static str {
         (libc::ENOMEM, _) => {
             "the memory limit of the control group, or the limit on locked memory, is too low for \
              the ring: raise it (ulimit -l, LimitMEMLOCK=)"
+        }
+        (libc::EINVAL, _) if poller => {
+            "this process may not use the CPU that the poller is to run on, or the kernel is older \
+             than 6.1"
         }
         (libc::EINVAL, _) => {
             "the kernel is older than 6.1, which this driver needs: use a newer kernel"

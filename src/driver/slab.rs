@@ -111,7 +111,7 @@ impl<V> Slab<V> {
         }
     }
 
-    #[inline]
+    #[cfg(test)]
     pub fn contains(&self, key: Key) -> bool {
         self.get(key).is_some()
     }

@@ -141,6 +141,14 @@ pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::shutdown(fd, libc::SHUT_WR) } as _).map(drop)
 }
 
+/// Whether the connection is gone in both directions: poll(2).
+pub fn is_hung_up(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd, events: 0, revents: 0 };
+    // SAFETY: the pointer is to one pollfd.
+    let count = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    count > 0 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0
+}
+
 /// Closes a descriptor: close(2). `EINTR` is success, since Linux has closed it by then.
 pub fn close(fd: RawFd) -> io::Result<()> {
     // SAFETY: no pointers; that the descriptor is the caller's to close is the caller's business,

@@ -26,8 +26,8 @@ pub fn chosen_driver(gil: Gil) -> Result<Choice> {
 
 /// A driver for the calling thread. `OSError`, with cause and remedy, where there can be none;
 /// `RuntimeWarning`, the first time, where epoll has to stand in.
-pub fn open_driver<T>(gil: Gil, choice: Choice) -> Result<Driver<T>> {
-    let driver = Driver::new(&Config::default(), choice)
+pub fn open_driver<T>(gil: Gil, choice: Choice, config: &Config) -> Result<Driver<T>> {
+    let driver = Driver::new(config, choice)
         .map_err(|error| Exc::os_with_text(gil, error.errno(), &error.to_string()))?;
     if let Some(cause) = driver.fallback()
         && !WARNED.load(Ordering::Relaxed)

@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 mod choose;
+mod engine;
 mod handle;
 mod mailbox;
 mod poll;
@@ -29,7 +30,7 @@ pub use mailbox::Mailbox;
 pub use poll::Poll;
 pub use watch::Watch;
 
-use crate::driver::{Choice, Driver, Event, OpId, Outcome, Process, Waker};
+use crate::driver::{Choice, Config, Driver, Event, OpId, Outcome, Process, Waker};
 use crate::py::{
     Args, Bound, Construct, Exc, GetSet, Method, Native, Obj, ObjCell, Ref, Result, StateRef,
     ToObj, Type, Visit, state_of_type,
@@ -69,6 +70,11 @@ pub struct EventLoop {
     driver: RefCell<Option<Driver<Owner>>>,
     driver_name: Cell<&'static str>,
     choice: Choice,
+    config: Cell<Config>,
+    /// Transports receive through the ring instead of polling.
+    receives: Cell<bool>,
+    /// Transports send through the ring, which takes no system call.
+    sends: Cell<bool>,
     /// Whose loop it is: a forked child must leave it alone.
     process: Process,
     /// What the owners of operations on a ring that is gone have still to hear.
@@ -101,12 +107,15 @@ impl EventLoop {
     fn construct(class: &Type<EventLoop>, args: &Args) -> Result<Ref<EventLoop>> {
         let state = state_of_type::<State, _>(class)?;
         let choice = chosen_driver(args.gil)?;
-        let driver = open_driver(args.gil, choice)?;
+        let driver = open_driver(args.gil, choice, &Config::default())?;
         class.alloc(EventLoop {
             state,
             waker: RefCell::new(Some(driver.waker())),
             driver_name: Cell::new(driver.name()),
             choice,
+            config: Cell::default(),
+            receives: Cell::new(false),
+            sends: Cell::new(false),
             process: Process::current(),
             driver: RefCell::new(Some(driver)),
             last_news: RefCell::default(),
@@ -180,6 +189,17 @@ impl EventLoop {
             let _ = driver.cancel(ops);
         }
         Ok(())
+    }
+
+    /// Asks the kernel to end an operation, whose descriptor stays open until that has reported its
+    /// end.
+    pub fn cancel_later(this: &Ref<EventLoop>, op: OpId) {
+        if let Ok(mut driver) = this.driver.try_borrow_mut()
+            && let Some(driver) = driver.as_mut()
+        {
+            // A failure means that the ring is gone, and its operations with it.
+            let _ = driver.cancel_later(op);
+        }
     }
 
     /// Runs `body` with the receive buffer, of [`READ_SIZE`] bytes. It must not run Python.
@@ -268,7 +288,7 @@ impl EventLoop {
         if this.driver.try_borrow().map_or(true, |driver| usable(&driver)) {
             return Ok(false);
         }
-        let new = open_driver(this.gil(), this.choice)?;
+        let new = open_driver(this.gil(), this.choice, &this.config.get())?;
         // That may have run Python: another thread may have taken the loop over meanwhile.
         let old = match this.driver.try_borrow_mut() {
             Ok(mut driver) if !usable(&driver) => {
@@ -308,7 +328,8 @@ impl EventLoop {
         let watches = self.watches.take();
         let rearm = self.rearm.take();
         let news = self.last_news.take();
-        drop((ready, timers, watches, rearm, news));
+        let at_end = self.at_end.take();
+        drop((ready, timers, watches, rearm, news, at_end));
     }
 
     fn stats(this: &Ref<EventLoop>) -> Result<Obj> {
@@ -412,6 +433,7 @@ impl Native for EventLoop {
         Method::any(c"_poll", EventLoop::poll),
         Method::one(c"_watched", EventLoop::watched),
         Method::one(c"_ensure_fd_no_transport", EventLoop::ensure_fd_no_transport),
+        Method::any(c"_open_ring", EventLoop::open_ring),
         Method::noargs(c"_close_ring", EventLoop::close_ring),
         Method::noargs(c"stats", EventLoop::stats),
         Method::END,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::acceptor::{Acceptor, Found};
 use super::team::{Failure, Message, Report, Team};
 use super::worker;
+use crate::driver::Config;
 use crate::event_loop::{chosen_driver, open_driver};
 use crate::py::{
     Args, Construct, Exc, GetSet, Method, Native, Obj, Ref, Result, Signature, ToObj, Type, Visit,
@@ -77,7 +78,7 @@ impl Cores {
             return Err(Exc::type_error(gil, "Cores() needs all its arguments"));
         };
         let cpus = numbers(cpus)?.into_iter().map(|cpu| cpu as usize).collect::<Vec<_>>();
-        let driver = open_driver(gil, chosen_driver(gil)?)?;
+        let driver = open_driver(gil, chosen_driver(gil)?, &Config::default())?;
         let acceptor = Acceptor::new(driver, numbers(listeners)?, signals.to_i32()?);
         class.alloc(Cores {
             team: Arc::new(Team::new(&cpus, acceptor.waker())),

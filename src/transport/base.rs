@@ -120,6 +120,16 @@ pub trait Transport: Native + Deref<Target = Base> {
         Ok(())
     }
 
+    /// Whether it receives through the ring, instead of reading when a poll says so.
+    fn receives(&self) -> bool {
+        false
+    }
+
+    /// The ring has received something.
+    fn on_received(_: &Ref<Self>, _: OpId, _more: bool, _: Outcome) -> Result<()> {
+        Ok(())
+    }
+
     /// Sends what waits for the end of a callback.
     fn send_held(_: &Ref<Self>) -> Result<()> {
         Ok(())
@@ -154,7 +164,7 @@ fn on_signal<T: Transport>(this: &Ref<T>, signal: Signal) -> Result<()> {
     match signal {
         Signal::Completed(Completion { op, more, outcome }) => {
             if this.read_op.get() == Some(op) {
-                T::on_poll(this, more, outcome)
+                T::on_read_op(this, op, more, outcome)
             } else if this.write_op.get() == Some(op) {
                 if !more {
                     this.write_op.set(None);

@@ -1,21 +1,31 @@
-//! When to read: a poll tells, unless the protocol has paused reading.
+//! When to read: a poll tells, unless the protocol has paused reading. What a ring has received
+//! while reading was paused is kept as if it were still to be read.
 
 use super::base::{Transport, owner};
 use super::lifecycle::Lifecycle;
-use crate::driver::Outcome;
-use crate::event_loop::EventLoop;
+use crate::driver::{Driver, OpId, Outcome};
+use crate::event_loop::{EventLoop, Owner};
 use crate::py::{Exc, Ref, Result};
 
 pub(super) trait Reading: Transport {
     fn start_reading(this: &Ref<Self>) -> Result<()> {
         let done = this.closing.get() || this.read_ended.get();
+        let receives = this.receives();
         // What is known to be there is read first.
-        if done || this.read_op.get().is_some() || this.missed.get() != 0 {
+        if done
+            || this.read_op.get().is_some()
+            || this.missed.get() != 0
+            || receives && this.paused.get()
+        {
             return Ok(());
         }
         let (fd, events, owner) = (this.fd.get(), this.read_events(), owner(this));
         let multishot = this.is_multishot();
-        match EventLoop::with_ring(&this.home, |driver| driver.poll(fd, events, multishot, owner)) {
+        let start = |driver: &mut Driver<Owner>| match receives {
+            true => driver.receive(fd, owner),
+            false => driver.poll(fd, events, multishot, owner),
+        };
+        match EventLoop::with_ring(&this.home, start) {
             Ok(op) => {
                 this.read_op.set(Some(op));
                 Ok(())
@@ -32,11 +42,14 @@ pub(super) trait Reading: Transport {
         }
     }
 
-    fn on_poll(this: &Ref<Self>, more: bool, outcome: Outcome) -> Result<()> {
-        let Outcome::Poll(result) = outcome else { return Ok(()) };
+    fn on_read_op(this: &Ref<Self>, op: OpId, more: bool, outcome: Outcome) -> Result<()> {
         if !more {
             this.read_op.set(None);
         }
+        let result = match outcome {
+            Outcome::Poll(result) => result,
+            outcome => return Self::on_received(this, op, more, outcome),
+        };
         let read = match result {
             Ok(events) => Self::read_or_keep(this, events),
             Err(error) => Self::fatal_error(this, Exc::os(this.gil(), &error), Self::READ_ERROR),
@@ -102,6 +115,8 @@ pub(super) trait Reading: Transport {
         if this.missed.get() != 0 {
             let read = this.obj().attr(&this.home.state.names._read_ready)?;
             EventLoop::soon(&this.home, &read, &[], Some(&this.context))?;
+        } else if this.receives() {
+            Self::start_reading(this)?;
         }
         Self::debug_log(this, "resumes reading")
     }

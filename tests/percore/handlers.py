@@ -242,6 +242,17 @@ async def driver() -> str:
 
 
 @function
+async def sqpoll() -> list[Any]:
+    """What came of the option, and the process's pollers with their CPUs."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, kloop.Loop)
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        if Path(f"/proc/self/task/{task}/comm").read_text().startswith("iou-sqp-"):
+            found[task] = sorted(os.sched_getaffinity(int(task)))
+    return [list(loop.sqpoll), found]
+
+
 async def debug() -> bool:
     return asyncio.get_running_loop().get_debug()
 

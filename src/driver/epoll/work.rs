@@ -95,7 +95,7 @@ impl Started {
         match &mut self.work {
             _ if ready == 0 => Progress::Waits,
             Work::Poll { multishot, .. } => {
-                report(Completion { user_data, result: ready as i32, more: *multishot });
+                report(Completion::new(user_data, ready as i32, *multishot));
                 if *multishot { Progress::Waits } else { Progress::Ended }
             }
             Work::Accept => self.accept(fd, report),
@@ -108,7 +108,7 @@ impl Started {
         for _ in 0..IN_A_ROW {
             match socket::accept(fd) {
                 Ok(connection) => {
-                    report(Completion { user_data, result: connection.into_raw_fd(), more: true });
+                    report(Completion::new(user_data, connection.into_raw_fd(), true));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waits,
                 Err(error) => {
@@ -131,7 +131,7 @@ impl Started {
                     *sent += count;
                     if count == 0 || *sent == *len {
                         let result = *sent as i32;
-                        report(Completion { user_data: self.id.user_data(), result, more: false });
+                        report(Completion::new(self.id.user_data(), result, false));
                         return Progress::Ended;
                     }
                 }
@@ -151,7 +151,7 @@ impl Started {
         let ready = self.events() & (IN | OUT);
         // As from the ring where the file cannot have the events.
         let result = if ready == 0 { -libc::EINVAL } else { ready as i32 };
-        Completion { user_data: self.id.user_data(), result, more: false }
+        Completion::new(self.id.user_data(), result, false)
     }
 
     /// The last completion of an operation that comes to nothing. A send that has got somewhere
@@ -161,7 +161,7 @@ impl Started {
             Work::Send { sent, .. } if sent > 0 => sent as i32,
             _ => -error.raw_os_error().unwrap_or(libc::EIO),
         };
-        Completion { user_data: self.id.user_data(), result, more: false }
+        Completion::new(self.id.user_data(), result, false)
     }
 }
 

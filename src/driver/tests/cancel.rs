@@ -42,7 +42,7 @@ fn a_poll_with_reports_due_and_queued() {
     let (near, mut far) = pair();
     let op = driver.poll(near.as_raw_fd(), IN, true, 3).unwrap();
     far.write_all(b"queued").unwrap();
-    driver.submit().unwrap();
+    start_queued(&mut driver);
     far.write_all(b"due").unwrap();
     driver.cancel(&[op]).unwrap();
     let events = finish(&mut driver);
@@ -378,7 +378,7 @@ fn cancelled_accepts_leak_no_descriptor() {
             let op = driver.accept(listener.as_raw_fd(), 1).unwrap();
             driver.submit().unwrap();
             let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(address)).collect();
-            driver.submit().unwrap();
+            start_queued(&mut driver);
             let late: Vec<_> = (0..3).map(|_| TcpStream::connect(address)).collect();
             driver.cancel(&[op]).unwrap();
             // Those accepted before are still delivered, each owned by its event.

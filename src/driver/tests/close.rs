@@ -62,7 +62,7 @@ fn close_leaks_no_descriptor() {
             let clients: Vec<TcpStream> = (0..3)
                 .map(|_| TcpStream::connect(listener.local_addr().unwrap()).unwrap())
                 .collect();
-            driver.submit().unwrap();
+            start_queued(&mut driver);
             drop(driver);
             // The server's ends are gone as well.
             for client in &clients {

@@ -134,7 +134,7 @@ impl Backend for Script {
 
     unsafe fn start(&mut self, id: OpId, _: Operation) -> io::Result<()> {
         let mut tell = |user_data, result, more| {
-            self.0.push_back(Completion { user_data, result, more });
+            self.0.push_back(Completion::new(user_data, result, more));
         };
         tell(u64::MAX, 1, true);
         tell(id.user_data() ^ 1 << 32, 1, false);

@@ -13,6 +13,7 @@ mod uring {
     use super::*;
 
     const CHOICE: Choice = Choice::Uring;
+    const POLLER: Option<Poller> = None;
 
     #[path = "cancel.rs"]
     mod cancel;
@@ -24,15 +25,58 @@ mod uring {
     mod only_uring;
     #[path = "operations.rs"]
     mod operations;
+    #[path = "receive.rs"]
+    mod receive;
     #[path = "wake.rs"]
     mod wake;
+
+    fn config() -> Config {
+        Config { receive: true, ..Config::default() }
+    }
 
     fn driver() -> Driver<u32> {
         Driver::new(&Config::default(), CHOICE).unwrap()
     }
 
     fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
-        Driver::new(&Config { entries, cq_entries }, CHOICE).unwrap()
+        Driver::new(&Config { entries, cq_entries, ..Config::default() }, CHOICE).unwrap()
+    }
+}
+
+/// A ring with a poller.
+#[path = "."]
+mod polled {
+    use super::*;
+
+    const CHOICE: Choice = Choice::Uring;
+    const POLLER: Option<Poller> = Some(Poller { idle: 4, cpu: None });
+
+    #[path = "cancel.rs"]
+    mod cancel;
+    #[path = "close.rs"]
+    mod close;
+    #[path = "limits.rs"]
+    mod limits;
+    #[path = "only_polled.rs"]
+    mod only_polled;
+    #[path = "operations.rs"]
+    mod operations;
+    #[path = "receive.rs"]
+    mod receive;
+    #[path = "wake.rs"]
+    mod wake;
+
+    fn config() -> Config {
+        Config { poller: POLLER, receive: true, ..Config::default() }
+    }
+
+    fn driver() -> Driver<u32> {
+        Driver::new(&config(), CHOICE).unwrap()
+    }
+
+    fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
+        let config = Config { entries, cq_entries, poller: POLLER, receive: true };
+        Driver::new(&config, CHOICE).unwrap()
     }
 }
 
@@ -41,6 +85,7 @@ mod epoll {
     use super::*;
 
     const CHOICE: Choice = Choice::Epoll;
+    const POLLER: Option<Poller> = None;
 
     #[path = "cancel.rs"]
     mod cancel;
@@ -60,7 +105,7 @@ mod epoll {
     }
 
     fn small_driver(entries: u32, cq_entries: u32) -> Driver<u32> {
-        Driver::new(&Config { entries, cq_entries }, CHOICE).unwrap()
+        Driver::new(&Config { entries, cq_entries, ..Config::default() }, CHOICE).unwrap()
     }
 }
 
@@ -101,9 +146,17 @@ fn finish(driver: &mut Driver<u32>) -> Vec<Event<u32>> {
     events
 }
 
+/// Waits until what is queued is started and what is due is reported, which a poller does in its own
+/// time: the first round shows that it has come so far, the second that it has gone on.
+fn start_queued(driver: &mut Driver<u32>) {
+    driver.submit().unwrap();
+    driver.backend.settle(1).unwrap();
+    driver.backend.settle(1).unwrap();
+}
+
 /// A round trip through the kernel that shows what is there now, and nothing else.
 fn no_event(driver: &mut Driver<u32>) {
-    driver.submit().unwrap();
+    start_queued(driver);
     driver.prepare_wait(Some(Duration::ZERO)).block().unwrap();
     if let Some(event) = driver.next() {
         panic!("unexpected {event:?}");
@@ -126,22 +179,39 @@ fn pair() -> (TcpStream, TcpStream) {
     (near, far)
 }
 
-/// Fills the socket until it takes no more; returns the number of bytes.
+/// Fills the socket until it takes no more, even once what is under way has been acknowledged;
+/// returns the number of bytes.
 fn fill(socket: &impl AsRawFd) -> usize {
-    let mut sent = 0;
+    const DELAYED_ACKNOWLEDGEMENT: libc::c_int = 50;
+    let (mut sent, mut full) = (0, false);
     loop {
         match socket::send(socket.as_raw_fd(), &[7; 1 << 16]) {
-            Ok(n) => sent += n,
+            Ok(n) => {
+                sent += n;
+                full = false;
+            }
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
-                return sent;
+                if mem::replace(&mut full, true) {
+                    return sent;
+                }
+                let (fd, events) = (socket.as_raw_fd(), libc::POLLOUT);
+                let mut room = libc::pollfd { fd, events, revents: 0 };
+                // SAFETY: the pointer is to one pollfd.
+                unsafe { libc::poll(&raw mut room, 1, DELAYED_ACKNOWLEDGEMENT) };
             }
         }
     }
 }
 
 fn at_end(mut stream: &TcpStream) -> bool {
-    stream.read(&mut [0; 16]).unwrap() == 0
+    loop {
+        match stream.read(&mut [0; 16]) {
+            // As the end of a poller does.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read.unwrap() == 0,
+        }
+    }
 }
 
 #[track_caller]

@@ -253,6 +253,9 @@ fn two_descriptors_of_one_file() {
 #[test]
 fn a_descriptor_that_is_closed_before_the_start_is_bad() {
     let mut driver = driver();
+    if POLLER.is_some() {
+        return; // which may start it at once
+    }
     let (near, _far) = pair();
     let fd = near.as_raw_fd();
     driver.poll(fd, IN, false, 1).unwrap();
@@ -265,6 +268,7 @@ fn a_descriptor_that_is_closed_before_the_start_is_bad() {
             Outcome::Poll(result) => assert_errno(result, libc::EBADF),
             Outcome::Accept(result) => assert_errno(result, libc::EBADF),
             Outcome::Send(result, _) => assert_errno(result, libc::EBADF),
+            Outcome::Receive(result) => assert_errno(result, libc::EBADF),
         }
     }
 }

@@ -165,7 +165,7 @@ fn choices_have_names() {
 #[test]
 fn odd_sizes_are_made_to_fit() {
     for (entries, cq_entries) in [(0, 0), (1, 1), (3, 5), (100, 7), (u32::MAX, u32::MAX / 2)] {
-        let config = Config { entries, cq_entries };
+        let config = Config { entries, cq_entries, ..Config::default() };
         for choice in [Choice::Uring, Choice::Epoll] {
             let mut driver: Driver<u32> = Driver::new(&config, choice).unwrap();
             no_event(&mut driver);

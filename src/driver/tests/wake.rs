@@ -34,8 +34,11 @@ fn a_zero_timeout_does_not_wait() {
     let mut driver = driver();
     let (near, _far) = pair();
     driver.poll(near.as_raw_fd(), OUT, false, 1).unwrap();
-    driver.prepare_wait(Some(Duration::ZERO)).block().unwrap();
-    assert!(driver.next().is_some(), "what is queued is started");
+    let start = Instant::now();
+    while driver.next().is_none() {
+        driver.prepare_wait(Some(Duration::ZERO)).block().unwrap();
+        assert!(start.elapsed() < LIMIT, "what is queued is started");
+    }
     let best = (0..5).map(|_| timed(&mut driver, Some(Duration::ZERO))).min();
     assert!(best.unwrap() < Duration::from_millis(1), "{best:?}");
 }

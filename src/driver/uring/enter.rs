@@ -49,11 +49,18 @@ impl Enter {
         self.call(count, 0, EnterFlags::GETEVENTS, ptr::null(), 0)
     }
 
+    /// Neither submits nor waits: for a ring with a poller.
+    #[cold]
+    pub fn nudge(&self, flags: EnterFlags) -> io::Result<()> {
+        self.call(0, 0, flags, ptr::null(), 0)
+    }
+
     /// Submits, and waits for a completion.
     #[inline]
-    pub fn wait(&self, count: u32, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn wait(&self, count: u32, timeout: Option<Duration>, flags: EnterFlags) -> io::Result<()> {
+        let flags = flags | EnterFlags::GETEVENTS;
         let Some(timeout) = timeout else {
-            return self.call(count, 1, EnterFlags::GETEVENTS, ptr::null(), 0);
+            return self.call(count, 1, flags, ptr::null(), 0);
         };
         let timeout = timeout.min(LONGEST);
         let timespec = Timespec {
@@ -69,7 +76,7 @@ impl Enter {
         self.call(
             count,
             1,
-            EnterFlags::GETEVENTS | EnterFlags::EXT_ARG,
+            flags | EnterFlags::EXT_ARG,
             ptr::from_ref(&arg),
             size_of::<GetEventsArg>(),
         )

@@ -2,6 +2,7 @@
 
 mod accept;
 mod read;
+mod receive;
 mod sendfile;
 mod write;
 
@@ -18,8 +19,8 @@ use super::flow::FlowControl;
 use super::lifecycle::Lifecycle;
 use super::names::{SocketNames, SocketTransport};
 use super::reading::Reading;
-use crate::driver::Outcome;
 use crate::driver::socket::set_nodelay;
+use crate::driver::{OpId, Outcome};
 use crate::event_loop::EventLoop;
 use crate::py::{
     Args, Construct, Describe, Exc, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result,
@@ -33,6 +34,10 @@ pub struct StreamTransport {
     server: ObjCell,
     /// A Unix socket, which may cut a read short before a message that carries descriptors.
     is_unix: Cell<bool>,
+    /// What was received and not yet given to the protocol; an empty piece is the end.
+    kept: RefCell<VecDeque<Vec<u8>>>,
+    /// Waits for the end of the running callback to send.
+    send_due: Cell<bool>,
     /// Whether the protocol is a BufferedProtocol.
     buffered: Cell<bool>,
     /// How much of the piece in flight earlier sends have taken.
@@ -110,6 +115,8 @@ impl StreamTransport {
             names: SocketNames::empty(),
             server: ObjCell::from(server.and_then(Obj::some).cloned()),
             is_unix: Cell::new(false),
+            kept: RefCell::default(),
+            send_due: Cell::new(false),
             buffered: Cell::new(false),
             send_start: Cell::new(0),
             backlog: RefCell::default(),
@@ -139,6 +146,11 @@ impl StreamTransport {
         this.buffered.set(protocol.is_instance(&this.home.state.buffered_protocol)?);
         this.protocol.set(Some(protocol.clone()));
         Ok(())
+    }
+
+    /// Whether all that is written goes there. Elsewhere only what the socket refuses does.
+    fn sends_through_ring(&self) -> bool {
+        self.home.sends() && !self.is_unix.get()
     }
 
     fn get_server(this: &Ref<Self>) -> Result<Option<Obj>> {
@@ -175,7 +187,23 @@ impl Transport for StreamTransport {
     }
 
     fn read(this: &Ref<Self>, events: u32) -> Result<()> {
-        Self::read_some(this, events)
+        if this.kept.borrow().is_empty() {
+            Self::read_some(this, events)
+        } else {
+            Self::read_kept(this)
+        }
+    }
+
+    /// A Unix socket may deliver descriptors, which recv(2) drops.
+    fn receives(&self) -> bool {
+        self.home.receives() && !self.is_unix.get()
+    }
+
+    fn on_received(this: &Ref<Self>, op: OpId, more: bool, outcome: Outcome) -> Result<()> {
+        match outcome {
+            Outcome::Receive(result) => Self::receive(this, op, more, result),
+            _ => Ok(()),
+        }
     }
 
     fn on_written(this: &Ref<Self>, outcome: Outcome) -> Result<()> {

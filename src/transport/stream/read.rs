@@ -72,24 +72,24 @@ impl StreamTransport {
             return Ok(Received::Eof);
         }
         let Some(protocol) = this.protocol.get() else { return Ok(Received::Nothing) };
-        let names = &this.home.state.names;
-        if let Err(error) = protocol.call_method(&names.data_received, [&data]) {
-            let message = "Fatal error: protocol.data_received() call failed.";
-            Self::fatal_error(this, error, message)?;
-        }
+        Self::data_received(this, &protocol, &data)?;
         Ok(if full { Received::Full } else { Received::Drained })
+    }
+
+    pub(super) fn data_received(this: &Ref<Self>, protocol: &Obj, data: &Obj) -> Result<()> {
+        let names = &this.home.state.names;
+        match protocol.call_method(&names.data_received, [data]) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let message = "Fatal error: protocol.data_received() call failed.";
+                Self::fatal_error(this, error, message)
+            }
+        }
     }
 
     fn read_into_protocol(this: &Ref<Self>) -> Result<Received> {
         let Some(protocol) = this.protocol.get() else { return Ok(Received::Nothing) };
-        let mut buffer = match Self::protocol_buffer(this, &protocol) {
-            Ok(buffer) => buffer,
-            Err(error) => {
-                let message = "Fatal error: protocol.get_buffer() call failed.";
-                Self::fatal_error(this, error, message)?;
-                return Ok(Received::Nothing);
-            }
-        };
+        let Some(mut buffer) = Self::room(this, &protocol)? else { return Ok(Received::Nothing) };
         let fd = this.fd.get();
         let read = {
             let room = buffer.as_mut_slice();
@@ -101,13 +101,32 @@ impl StreamTransport {
             Ok(read) => read,
             Err(error) => return Self::read_failed(this, error),
         };
+        Self::buffer_updated(this, &protocol, count)?;
+        Ok(if full { Received::Full } else { Received::Drained })
+    }
+
+    pub(super) fn buffer_updated(this: &Ref<Self>, protocol: &Obj, count: usize) -> Result<()> {
         let count = count.to_obj(this.gil())?;
         let names = &this.home.state.names;
-        if let Err(error) = protocol.call_method(&names.buffer_updated, [&count]) {
-            let message = "Fatal error: protocol.buffer_updated() call failed.";
-            Self::fatal_error(this, error, message)?;
+        match protocol.call_method(&names.buffer_updated, [&count]) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let message = "Fatal error: protocol.buffer_updated() call failed.";
+                Self::fatal_error(this, error, message)
+            }
         }
-        Ok(if full { Received::Full } else { Received::Drained })
+    }
+
+    /// Where the protocol wants what comes next. None if it does not say, which ends the connection.
+    pub(super) fn room(this: &Ref<Self>, protocol: &Obj) -> Result<Option<WritableBuffer>> {
+        match Self::protocol_buffer(this, protocol) {
+            Ok(buffer) => Ok(Some(buffer)),
+            Err(error) => {
+                let message = "Fatal error: protocol.get_buffer() call failed.";
+                Self::fatal_error(this, error, message)?;
+                Ok(None)
+            }
+        }
     }
 
     fn protocol_buffer(this: &Ref<Self>, protocol: &Obj) -> Result<WritableBuffer> {
@@ -127,7 +146,7 @@ impl StreamTransport {
         Ok(Received::Nothing)
     }
 
-    fn on_eof(this: &Ref<Self>) -> Result<()> {
+    pub(super) fn on_eof(this: &Ref<Self>) -> Result<()> {
         Self::debug_log(this, "received EOF")?;
         let Some(protocol) = this.protocol.get() else { return Ok(()) };
         let answer = protocol

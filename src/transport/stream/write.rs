@@ -1,4 +1,5 @@
-//! Writing: `send` at once, and the ring for what the socket does not take.
+//! Writing: `send` at once, and the ring for what the socket does not take; or the ring only, once
+//! the callback is over.
 //!
 //! A protocol that writes a reply in pieces (a head, then a body) would pay a system call and often
 //! a packet for each. So a transport that was written to more than once in one callback holds small
@@ -11,7 +12,7 @@ use std::iter;
 use super::StreamTransport;
 use crate::driver::socket::{self, ignore_would_block};
 use crate::event_loop::EventLoop;
-use crate::py::{Bound, Buffer, Exc, Obj, Ref, Result};
+use crate::py::{Bound, Buffer, Exc, Obj, Ref, Result, enter_context};
 use crate::transport::base::owner;
 use crate::transport::flow::FlowControl;
 use crate::transport::lifecycle::Lifecycle;
@@ -50,7 +51,7 @@ impl StreamTransport {
         if bytes.is_empty() || Self::connection_is_lost(this)? {
             return Ok(());
         }
-        if this.unsent.get() > 0 {
+        if this.unsent.get() > 0 || this.sends_through_ring() {
             return Self::queue_rest(this, iter::once(bytes), 0);
         }
         let hold = this.holds_back(bytes.len());
@@ -77,7 +78,7 @@ impl StreamTransport {
         if parts.is_empty() || Self::connection_is_lost(this)? {
             return Ok(());
         }
-        if this.unsent.get() > 0 {
+        if this.unsent.get() > 0 || this.sends_through_ring() {
             return Self::queue_rest(this, parts.into_iter(), 0);
         }
         Self::send_parts(this, &parts)
@@ -95,8 +96,7 @@ impl StreamTransport {
 
     fn hold(this: &Ref<Self>, bytes: &Obj, size: usize) -> Result<()> {
         if this.held_bytes.get() == 0 {
-            this.home
-                .at_end_of_callback(Bound::new(this.clone(), |this, ()| Self::send_held(this)));
+            this.home.at_end_of_callback(Bound::new(this.clone(), Self::after_callback));
         }
         this.held_bytes.set(this.held_bytes.get() + size);
         this.held.borrow_mut().push(bytes.clone());
@@ -137,7 +137,7 @@ impl StreamTransport {
             taken -= skip;
             this.queue(&part[skip..]);
         }
-        Self::send_queued(this)?;
+        Self::send_soon(this)?;
         Self::maybe_pause_protocol(this)
     }
 
@@ -189,6 +189,26 @@ impl StreamTransport {
         }
         backlog.extend(rest.chunks(PIECE).map(<[u8]>::to_vec));
         self.unsent.set(self.unsent.get() + bytes.len());
+    }
+
+    /// What was refused goes to the ring at once. Where all goes there, one send takes all that one
+    /// callback writes.
+    fn send_soon(this: &Ref<Self>) -> Result<()> {
+        if !this.sends_through_ring() || this.home.callback().is_none() {
+            return Self::send_queued(this);
+        }
+        if this.write_op.get().is_none() && !this.send_due.replace(true) {
+            this.home.at_end_of_callback(Bound::new(this.clone(), Self::after_callback));
+        }
+        Ok(())
+    }
+
+    /// Sends what was written in the callback that has just ended.
+    fn after_callback(this: &Ref<Self>, (): ()) -> Result<()> {
+        // It is the current one still where a callback runs the loop.
+        let _entered = enter_context(&this.context).ok();
+        Self::send_held(this)?;
+        if this.send_due.replace(false) { Self::send_queued(this) } else { Ok(()) }
     }
 
     /// Starts the next send unless one is in flight.
