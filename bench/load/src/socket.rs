@@ -11,6 +11,7 @@ use std::time::Duration;
 use mio::event::Source;
 use mio::net::{TcpStream, UdpSocket, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt::set_socket_linger;
 
 /// What is reached how: `HOST:PORT`, `unix:PATH` or `udp:HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +81,17 @@ impl Socket {
                 Ok(Self::Udp(socket))
             }
         }
+    }
+
+    /// Begins to connect over TCP: the socket takes and gives nothing until it is connected. It is
+    /// closed by a reset, which leaves nothing behind that would occupy the port for a minute.
+    /// Other sockets connect as above.
+    pub fn dial(address: &Address, timeout: Duration) -> io::Result<Self> {
+        let Address::Tcp(address) = address else { return Self::connect(address, timeout) };
+        let stream = TcpStream::connect(*address)?;
+        stream.set_nodelay(true)?;
+        set_socket_linger(&stream, Some(Duration::ZERO))?;
+        Ok(Self::Tcp(stream))
     }
 
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
