@@ -1,0 +1,154 @@
+"""What the cells that echo share: the servers, a grid of measurements, the tables of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comparing
+import figures
+from comparing import Results, show
+from contenders import AGAIN, FLOOR, KLOOP
+from harness import Server
+from section import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from contenders import Contender
+    from run import Run
+
+NATIVE = "kloop.start_server"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement of a grid, and how thorough it is."""
+
+    connections: int
+    size: int
+    rounds: int
+    burst_ms: int
+
+    @property
+    def place(self) -> str:
+        """What tables call it."""
+        return f"{self.connections:,} x {bytes_text(self.size)}"
+
+
+def bytes_text(size: int) -> str:
+    """Write a number of bytes with its unit."""
+    return f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
+
+
+def loop_server(run: Run, contender: Contender, script: str, *more: str) -> Server:
+    """Prepare the server `script` on a contender's loop."""
+    arguments = ("--loop", contender.loop, "--cpu", str(run.server_cpu), *more)
+    return Server(contender.name, script, *arguments, environment=contender.environment)
+
+
+def floor_server(run: Run, address: str) -> Server:
+    """Prepare the native echo server on `address`, in the words of the load client."""
+    return Server(FLOOR, run.client.floor, "--cpu", str(run.server_cpu), "--listen", address)
+
+
+def measure_grid(
+    run: Run,
+    kinds: dict[str, Callable[[], list[Server]]],
+    grids: dict[str, Sequence[Point]],
+    options: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Measure each kind at each point of its grid, with all servers of the kind alive."""
+    total = sum(len(grid) for grid in grids.values())
+    found: list[dict[str, Any]] = []
+    for kind, servers in kinds.items():
+        run.step(len(found), total, f"starting servers for {kind}")
+        with run.alive(servers()) as here:
+            for point in grids[kind]:
+                run.step(len(found), total, f"{kind} {point.place}")
+                results = run.visit(
+                    here,
+                    connections=point.connections,
+                    size=point.size,
+                    rounds=point.rounds,
+                    burst_ms=point.burst_ms,
+                    warmup_ms=run.pick(80, 40),
+                    options=options,
+                )
+                # One that fails costs the client's patience each time.
+                here = [server for server in here if server.name in results]
+                found.append(
+                    {
+                        "kind": kind,
+                        "connections": point.connections,
+                        "size": point.size,
+                        "place": point.place,
+                        "results": results,
+                    }
+                )
+    return found
+
+
+def names(measured: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of all servers of `measured`: the floor, kloop, the peers, kloop again."""
+    seen = list(dict.fromkeys(name for each in measured for name in each["results"]))
+    rank = {FLOOR: 0, KLOOP: 1, NATIVE: 2, AGAIN: 4}
+    return sorted(seen, key=lambda name: rank.get(name, 3))
+
+
+def cost_table(title: str, measured: Sequence[dict[str, Any]], unit: str = "request") -> Table:
+    """Tabulate the processor time per request of each server, and kloop's ratios."""
+    servers = names(measured)
+    shown = [name for name in servers if name != AGAIN]
+    has_floor = FLOOR in servers
+    head = ["connections x size", *(f">{name}" for name in shown)]
+    if has_floor:
+        head.append(">kloop / floor")
+    head += [">kloop / best peer", f">{AGAIN} / kloop"]
+    rows = []
+    for each in measured:
+        results: Results = each["results"]
+        row = [each["place"], *comparing.cost_row(results, shown)]
+        if has_floor:
+            row.append(show(comparing.ratio(results, KLOOP, FLOOR)))
+        comparison = comparing.compare("", results)
+        row.append(show(comparison.ratio if comparison else None))
+        row.append(show(comparing.ratio(results, AGAIN, KLOOP)))
+        rows.append(row)
+    note = f"Processor time of the server per {unit} in us; ratios with their quartiles."
+    return Table(head, rows, title, [note])
+
+
+def rate_table(title: str, measured: Sequence[dict[str, Any]]) -> Table:
+    """Tabulate requests per second and latency where they are the server's own."""
+    head = ["connections x size", "loop", ">requests/s", ">p50 us", ">p99 us", ">busy"]
+    rows, dropped = [], []
+    for each in measured:
+        results = each["results"]
+        if each["connections"] > 1 and waited(results):
+            dropped.append(each["place"])
+            continue
+        for name in names([each]):
+            result = results[name]
+            latency = result["latency_us"]
+            rate = figures.Spread.of(figures.rates(result)).median
+            busy = figures.Spread.of(figures.cpus_used(result)).median
+            rows.append(
+                [
+                    each["place"],
+                    name,
+                    f"{rate:,.0f}" if each["connections"] > 1 else "",
+                    f"{latency['p50']:.0f}",
+                    f"{latency['p99']:.0f}",
+                    f"{busy:.0%}",
+                ]
+            )
+    notes = ["busy: the server's processor time over the length of the bursts."]
+    if dropped:
+        notes.append("Dropped, since a server waited for the client: " + ", ".join(dropped) + ".")
+    return Table(head, rows, title, notes)
+
+
+def waited(results: Results) -> bool:
+    """Whether a server waited for the client, so that nobody's requests per second count."""
+    return any(figures.client_was_the_limit(result) for result in results.values())

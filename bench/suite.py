@@ -1,0 +1,151 @@
+"""Measure kloop against other loops and write one report: `make bench`.
+
+Each cell is a module of `cells`. What it measured goes to DIR/CELL.json, from which
+`--render DIR` makes the report again; the report is DIR/report.md with its pictures.
+A cell that fails is reported as failed, the others run all the same, and the exit status
+is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import cells
+import contenders
+import harness
+import machine
+import report
+from harness import BenchError, LoadClient
+from run import Progress, Run, two_cpus
+
+RUN_FILE = "run.json"
+PUBLISHED = machine.ROOT / "docs" / "benchmarks.md"
+
+
+def main() -> int:
+    """Measure, or read what was measured, and write the report."""
+    settings = _parse()
+    harness.end_on_signals()
+    if settings.render is None:
+        folder = settings.output or _folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        _measure(settings, folder)
+    else:
+        folder = settings.render
+    facts = _read(folder / RUN_FILE)
+    measured = {
+        name: _read(folder / f"{name}.json")
+        for name in cells.NAMES
+        if (folder / f"{name}.json").exists()
+    }
+    failed = report.write(folder / "report.md", "", facts, measured)
+    print(f"report: {folder / 'report.md'}")
+    if settings.publish:
+        report.write(PUBLISHED, "benchmarks/", facts, measured)
+        print(f"report: {PUBLISHED}")
+    for name, reason in failed.items():
+        print(f"suite.py: {name} failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few cases, in under three minutes")
+    parser.add_argument("--only", type=_names, metavar="CELL,...", help=", ".join(cells.NAMES))
+    parser.add_argument(
+        "--loops", type=_loops, default=contenders.LOOPS, metavar="LOOP,...", help="which to run"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: bench/results/TIME")
+    parser.add_argument("--render", type=Path, metavar="DIR", help="only write the report of DIR")
+    parser.add_argument(
+        "--publish", action="store_true", help="write docs/benchmarks.md and its pictures too"
+    )
+    return parser.parse_args()
+
+
+def _names(text: str) -> list[str]:
+    chosen = [part.strip() for part in text.split(",")]
+    for name in chosen:
+        if name not in cells.NAMES:
+            raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(cells.NAMES)}")
+    return [name for name in cells.NAMES if name in chosen]
+
+
+def _loops(text: str) -> tuple[str, ...]:
+    chosen = [part.strip() for part in text.split(",")]
+    for name in chosen:
+        if name not in contenders.LOOPS:
+            known = ", ".join(contenders.LOOPS)
+            raise argparse.ArgumentTypeError(f"'{name}' is none of {known}")
+    return tuple(name for name in contenders.LOOPS if name in chosen)
+
+
+def _folder() -> Path:
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    return harness.BENCH / "results" / now
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _measure(settings: argparse.Namespace, folder: Path) -> None:
+    names = settings.only or list(cells.NAMES)
+    server_cpu, client_cpu = two_cpus()
+    here, left_out = contenders.find(settings.loops)
+    if not any(each.loop == contenders.KLOOP for each in here):
+        raise BenchError(f"kloop: {left_out.get(contenders.KLOOP, 'not chosen')}")
+    loaded = {name: cells.load(name) for name in names}
+    run = Run(
+        quick=settings.quick,
+        server_cpu=server_cpu,
+        client_cpu=client_cpu,
+        cpus=harness.cpus(),
+        client=LoadClient(),
+        contenders=here,
+        progress=Progress({name: cell.SECONDS[settings.quick] for name, cell in loaded.items()}),
+    )
+    facts = {
+        **machine.facts([each.loop for each in here]),
+        "quick": settings.quick,
+        "left_out": {**left_out, **contenders.not_installed()},
+        "server_cpu": server_cpu,
+        "client_cpu": client_cpu,
+    }
+    started = time.monotonic()
+    for name, cell in loaded.items():
+        run.progress.begin(name)
+        run.failures = {}
+        began = time.monotonic()
+        content: dict[str, Any] = {}
+        try:
+            content["data"] = cell.measure(run)
+        except Exception as error:
+            traceback.print_exc()
+            content["error"] = str(error) or type(error).__name__
+        content |= {"failures": run.failures, "seconds": time.monotonic() - began}
+        _write(folder / f"{name}.json", content)
+        run.progress.end()
+        _write(folder / RUN_FILE, {**facts, "seconds": time.monotonic() - started})
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BenchError as error:
+        sys.exit(f"suite.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
