@@ -42,6 +42,10 @@ class BenchError(Exception):
     """A benchmark cannot go on; the message says why in one line."""
 
 
+class TookTooLong(Exception):
+    """A time limit is over. No `BenchError`, lest it be taken for one server's failure."""
+
+
 class LoadRound(TypedDict):
     """One visit of the load client."""
 
@@ -302,7 +306,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     """Let the body fail once it has taken too long."""
 
     def give_up(_number: int, _frame: object) -> None:
-        raise BenchError(f"took longer than {seconds:.0f} s")
+        raise TookTooLong(f"took longer than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, seconds)
