@@ -10,13 +10,14 @@ import figures
 from comparing import Results, show
 from contenders import AGAIN, FLOOR, KLOOP
 from harness import Server
-from section import Table
+from section import Section, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from contenders import Contender
     from run import Run
+    from section import Comparison
 
 NATIVE = "kloop.start_server"
 
@@ -54,8 +55,8 @@ def floor_server(run: Run, address: str) -> Server:
 
 def measure_grid(
     run: Run,
-    kinds: dict[str, Callable[[], list[Server]]],
-    grids: dict[str, Sequence[Point]],
+    kinds: Mapping[str, Callable[[], list[Server]]],
+    grids: Mapping[str, Sequence[Point]],
     options: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Measure each kind at each point of its grid, with all servers of the kind alive."""
@@ -162,3 +163,26 @@ def rate_table(
 def waited(results: Results) -> bool:
     """Whether a server waited for the client, so that nobody's requests per second count."""
     return any(figures.client_was_the_limit(result) for result in results.values())
+
+
+def simple_section(
+    what: str, measured: Sequence[dict[str, Any]], kinds: dict[str, str], unit: str = "request"
+) -> Section:
+    """Make a table by kind, and compare kloop with the best peer in each row."""
+    tables = []
+    for kind, title in kinds.items():
+        here = [each for each in measured if each["kind"] == kind]
+        if here:
+            tables.append(cost_table(title, here, unit))
+    return Section(tables, comparisons=comparisons(what, measured, kinds))
+
+
+def comparisons(
+    what: str, measured: Sequence[dict[str, Any]], kinds: dict[str, str]
+) -> list[Comparison]:
+    """Compare kloop with the best peer in each measurement."""
+    found = (
+        comparing.compare(f"{what}, {kinds[each['kind']]}, {each['place']}", each["results"])
+        for each in measured
+    )
+    return [each for each in found if each is not None]

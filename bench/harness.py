@@ -18,11 +18,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 BENCH = Path(__file__).resolve().parent
 SERVERS = BENCH / "servers"
@@ -39,6 +40,10 @@ IDLE_SHARE = 0.05
 
 class BenchError(Exception):
     """A benchmark cannot go on; the message says why in one line."""
+
+
+class TookTooLong(Exception):
+    """A time limit is over. No `BenchError`, lest it be taken for one server's failure."""
 
 
 class LoadRound(TypedDict):
@@ -105,6 +110,7 @@ class Server:
         self._descriptors = descriptors
         self._listens = threading.Event()
         self._errors: list[str] = []
+        self._stopped = False
 
     def __enter__(self) -> Self:
         """Start the server and wait until it listens."""
@@ -142,8 +148,10 @@ class Server:
 
     def stop(self) -> None:
         """Ask the server to end, kill it if it does not, and collect its last lines."""
-        if self._process.poll() is None:
-            self._process.terminate()
+        if self._stopped:
+            return
+        self._stopped = True
+        self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -215,7 +223,7 @@ class Server:
                     self._errors = [*self._errors[-20:], line.strip()]
 
 
-def spinning(servers: Sequence[Server]) -> list[Server]:
+def spinning[S: Server](servers: Sequence[S]) -> list[S]:
     """Find the servers that use the processor while nobody asks them for anything."""
     before = [server.cpu_seconds() for server in servers]
     time.sleep(IDLE_SECONDS)
@@ -306,6 +314,22 @@ def run_script(
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise BenchError(lines[-1])
     return json.loads(done.stdout)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Let the body fail once it has taken too long."""
+
+    def give_up(_number: int, _frame: object) -> None:
+        raise TookTooLong(f"took longer than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def cpus() -> list[int]:

@@ -56,7 +56,7 @@ def write(plot: Plot, path: Path) -> None:
             if plot.log_y:
                 each.set_yscale("log")
                 each.yaxis.set_major_formatter("{x:g}")
-            else:
+            elif plot.kind == "bars":
                 each.set_ylim(bottom=0)
             if plot.reference is not None:
                 each.axhline(plot.reference, color="#000000", linewidth=1, linestyle="--")
@@ -66,7 +66,11 @@ def write(plot: Plot, path: Path) -> None:
             for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=9, frameon=False
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=9 if plot.kind == "bars" else 5,
+            frameon=False,
         )
         figure.savefig(path, format="svg", metadata={"Date": None})
 

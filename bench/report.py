@@ -117,9 +117,7 @@ def goals_table(goals: Sequence[Goal]) -> str:
         gap = goal.limit - goal.figure if goal.at_least else goal.figure - goal.limit
         verdict = "met" if goal.met else f"**missed by {gap:.2f}**"
         rows.append(_row([goal.what, f"{sign} {goal.limit:.2f}", f"{goal.figure:.2f}", verdict]))
-    return "\n".join(
-        [_row(["what", "goal", "measured", ""]), _row(["---", "--:", "--:", "---"]), *rows]
-    )
+    return "\n".join(rows)
 
 
 def losses(comparisons: Sequence[Comparison]) -> str:

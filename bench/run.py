@@ -83,13 +83,14 @@ class Run:
         self.progress.step(done, total, what)
 
     @contextmanager
-    def alive(self, servers: Iterable[Server]) -> Iterator[list[Server]]:
+    def alive[S: Server](self, servers: Iterable[S]) -> Iterator[list[S]]:
         """Start `servers`; those that do not listen, or never rest, are left out and noted."""
         with ExitStack() as stack:
-            here = []
+            here: list[S] = []
             for server in servers:
                 try:
-                    here.append(stack.enter_context(server))
+                    stack.enter_context(server)
+                    here.append(server)
                 except BenchError as error:
                     self.failures[server.name] = str(error)
             for server in harness.spinning(here):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comparing
 import echoing
 from contenders import AGAIN, FLOOR, KLOOP, Contender
 from echoing import NATIVE, Point
-from section import Comparison, Goal, Panel, Plot, Section, Series
+from section import Goal, Panel, Plot, Section, Series
 
 import kloop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from harness import Server
     from run import Run
 
@@ -41,10 +40,7 @@ GOAL_CONNECTIONS = (10, 100)
 
 def measure(run: Run) -> dict[str, Any]:
     """Measure each kind of server with each size and number of connections."""
-    kinds: dict[str, Callable[[], list[Server]]] = {
-        kind: lambda kind=kind: _servers(run, kind)  # type: ignore[misc]
-        for kind in KINDS
-    }
+    kinds = {kind: partial(_servers, run, kind) for kind in KINDS}
     return {
         "measured": echoing.measure_grid(run, kinds, {kind: _grid(run, kind) for kind in KINDS})
     }
@@ -92,7 +88,7 @@ def render(data: dict[str, Any]) -> Section:
     return Section(
         tables=tables,
         plots=[_against_floor(by_kind), _latency(by_kind["protocol"])],
-        comparisons=_comparisons(measured),
+        comparisons=echoing.comparisons("TCP echo", measured, KINDS),
         goals=_goals(measured),
     )
 
@@ -133,39 +129,32 @@ def _latency(measured: list[dict[str, Any]]) -> Plot:
         (each for each in measured if each["size"] == GOAL_SIZE),
         key=lambda each: each["connections"],
     )
-    servers = [name for name in echoing.names(points) if name != AGAIN]
+    servers = [name for name in echoing.names(points) if name not in (FLOOR, AGAIN)]
     panels = []
     for quantile in ("p50", "p99"):
-        series = []
-        for name in servers:
-            values: list[float | None] = []
-            for each in points:
-                bound = each["connections"] > 1 and echoing.waited(each["results"])
-                result = each["results"].get(name)
-                values.append(None if bound or not result else result["latency_us"][quantile])
-            series.append(Series(name, values))
+        series = [
+            Series(name, [_against(each["results"], name, quantile) for each in points])
+            for name in servers
+        ]
         panels.append(
             Panel(
                 quantile,
                 "connections, each with one request in flight",
-                "latency, us",
+                "latency / floor",
                 [f"{each['connections']:,}" for each in points],
                 series,
             )
         )
-    return Plot(
-        "echo-latency", "TCP echo of 1 KiB, Protocol: latency against load", "lines", panels, True
-    )
+    title = "TCP echo of 1 KiB, Protocol: latency against load, over the native server's"
+    return Plot("echo-latency", title, "lines", panels, reference=1.0)
 
 
-def _comparisons(measured: list[dict[str, Any]]) -> list[Comparison]:
-    found = []
-    for each in measured:
-        what = f"TCP echo, {KINDS[each['kind']]}, {each['place']}"
-        comparison = comparing.compare(what, each["results"])
-        if comparison:
-            found.append(comparison)
-    return found
+def _against(results: dict[str, Any], name: str, quantile: str) -> float | None:
+    if name not in results or FLOOR not in results:
+        return None
+    if results[name]["connections"] > 1 and echoing.waited(results):
+        return None
+    return float(results[name]["latency_us"][quantile] / results[FLOOR]["latency_us"][quantile])
 
 
 def _goals(measured: list[dict[str, Any]]) -> list[Goal]:
