@@ -21,14 +21,13 @@ LOOPS = ("kloop", "asyncio", "uvloop", "rloop", "rsloop", "zuvloop", "zloop")
 # In the folder of the virtual environment.
 LEFT_OUT = "left-out.json"
 
-# asyncio and rloop allocate their largest read for each read. glibc may fetch that from the
-# kernel and return it each time, at several times the cost of an echo, depending on the state
-# of the heap. With these limits raised it does not.
+# asyncio and rloop allocate their largest read for each read, and uvloop does so over TLS. glibc
+# may fetch that from the kernel and return it each time, at several times the cost of an echo,
+# depending on the state of the heap. With these limits raised it does not. Every peer gets them.
 CALM_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "268435456",
 }
-ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {"asyncio": CALM_MALLOC, "rloop": CALM_MALLOC}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def find(loops: tuple[str, ...] = LOOPS) -> tuple[list[Contender], dict[str, str
         if reason := missing(loop):
             left_out[loop] = reason
         else:
-            here.append(Contender(loop, loop, ENVIRONMENTS.get(loop, {})))
+            here.append(Contender(loop, loop, {} if loop == KLOOP else CALM_MALLOC))
     if any(each.loop == KLOOP for each in here):
         here.append(Contender(AGAIN, KLOOP))
     return here, left_out

@@ -28,8 +28,8 @@ compare ratios, not microseconds of different tables.
 Servers stay on CPU {server_cpu}, and the client spins on CPU {client_cpu}, so that no server pays
 for waking it. "kloop again" is a second process of the same, and how far it is from 1.00 is the
 noise. "floor" is a native echo server on epoll, which does nothing that an echo does not need. A
-peer in bold is the best one. asyncio and rloop run with raised malloc thresholds, their best
-setting. A server that does not work in a measurement, or spins while nobody asks it for anything,
+peer in bold is the best one. Peers run with raised malloc thresholds, their best setting; kloop
+runs as it is. A server that does not work in a measurement, or spins while nobody asks it for anything,
 is left out of it and named below it.
 
 Where a server under load of several connections was busy for less than {saturated:.0%} of the

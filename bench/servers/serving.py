@@ -106,7 +106,8 @@ def address_of(server: Any, options: Options) -> str:
     """The address that `server` listens at, as the load client has it."""
     if options.unix:
         return f"unix:{options.unix}"
-    return f"{HOST}:{server.sockets[0].getsockname()[1]}"
+    scheme = "tls:" if options.tls else ""
+    return f"{scheme}{HOST}:{server.sockets[0].getsockname()[1]}"
 
 
 def announce(address: str) -> None:

@@ -18,8 +18,9 @@ usage: kloop-load --target NAME=ADDRESS[@PID] [--target ...] --connections N WOR
                   (--duration SECONDS | --rounds N --burst-ms MS) [options]
        kloop-load --target NAME=ADDRESS [--target ...] --connections N WORK --hold
 
-  --target NAME=ADDRESS[@PID]    a server at HOST:PORT, unix:PATH or udp:HOST:PORT; with PID, or
-                                 PID+PID..., its processor time per request is reported
+  --target NAME=ADDRESS[@PID]    a server at HOST:PORT, tls:HOST:PORT, unix:PATH or udp:HOST:PORT;
+                                 with PID, or PID+PID..., its processor time per request is
+                                 reported
   --connections N                connections to each target, one request in flight on each; over
                                  UDP, a request without a reply for 200 ms is lost
 

@@ -17,3 +17,4 @@ pub mod report;
 pub mod schedule;
 pub mod session;
 pub mod socket;
+pub mod tls;

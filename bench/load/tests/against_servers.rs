@@ -4,10 +4,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
 /// Serves every connection with `serve` on a thread of its own, for as long as the test runs.
@@ -185,6 +189,35 @@ fn unix_targets_work() {
     let report = report(&output);
     assert_eq!(report["targets"][0]["errors"], 0);
     assert!(number(&report["targets"][0]["requests"]) >= 4.0);
+}
+
+#[test]
+fn tls_targets_work() {
+    const FILE: &[u8] = include_bytes!("../../servers/localhost.pem");
+    fn serve(stream: TcpStream) {
+        let chain = CertificateDer::from_pem_slice(FILE).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(FILE).expect("a key");
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![chain], key)
+            .expect("they belong together");
+        let session = ServerConnection::new(Arc::new(config)).expect("a valid configuration");
+        let mut stream = StreamOwned::new(session, stream);
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+    }
+    let address = server("127.0.0.1", serve);
+    for size in ["1000", "300000"] {
+        let target = format!("a=tls:{address}");
+        let report = report(&short_run(&target, &["--size", size, "--duration", "0.2"]));
+        let target = &report["targets"][0];
+        assert!(number(&target["requests"]) >= 4.0, "{target}");
+        assert_eq!(number(&target["errors"]), 0.0, "{target}");
+    }
 }
 
 #[test]
