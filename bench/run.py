@@ -141,7 +141,8 @@ class Run:
                 try:
                     visit([server], 1, warmup_ms)
                 except BenchError as error:
-                    self.failures[f"{server.name}, {connections} x {size} B"] = str(error)
+                    work = " ".join(options) if size is None else f"{size} B"
+                    self.failures[f"{server.name}, {connections} x {work}"] = str(error)
                 else:
                     good.append(server)
             if not good or len(good) == len(servers):

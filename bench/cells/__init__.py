@@ -27,6 +27,7 @@ NAMES = (
     "idle",
     "http",
     "cores",
+    "sqpoll",
 )
 
 
