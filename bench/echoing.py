@@ -97,12 +97,17 @@ def names(measured: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(seen, key=lambda name: rank.get(name, 3))
 
 
-def cost_table(title: str, measured: Sequence[dict[str, Any]], unit: str = "request") -> Table:
+def cost_table(
+    title: str,
+    measured: Sequence[dict[str, Any]],
+    unit: str = "request",
+    place: str = "connections x size",
+) -> Table:
     """Tabulate the processor time per request of each server, and kloop's ratios."""
     servers = names(measured)
     shown = [name for name in servers if name != AGAIN]
     has_floor = FLOOR in servers
-    head = ["connections x size", *(f">{name}" for name in shown)]
+    head = [place, *(f">{name}" for name in shown)]
     if has_floor:
         head.append(">kloop / floor")
     head += [">kloop / best peer", f">{AGAIN} / kloop"]
@@ -120,9 +125,14 @@ def cost_table(title: str, measured: Sequence[dict[str, Any]], unit: str = "requ
     return Table(head, rows, title, [note])
 
 
-def rate_table(title: str, measured: Sequence[dict[str, Any]]) -> Table:
+def rate_table(
+    title: str,
+    measured: Sequence[dict[str, Any]],
+    unit: str = "requests",
+    place: str = "connections x size",
+) -> Table:
     """Tabulate requests per second and latency where they are the server's own."""
-    head = ["connections x size", "loop", ">requests/s", ">p50 us", ">p99 us", ">busy"]
+    head = [place, "loop", f">{unit}/s", ">p50 us", ">p99 us", ">busy"]
     rows, dropped = [], []
     for each in measured:
         results = each["results"]

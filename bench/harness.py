@@ -114,8 +114,9 @@ class Server:
 
     def __enter__(self) -> Self:
         """Start the server and wait until it listens."""
-        # A session of its own, so that an interrupt from the terminal stops the
-        # benchmark, which then stops its servers.
+        # A process group of its own, so that an interrupt from the terminal stops the benchmark,
+        # which then stops its servers. Not a session: the scheduler shares the CPUs out between
+        # sessions, so that a server of two processes would get twice what one of two threads gets.
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -123,7 +124,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
+            process_group=0,
             pass_fds=self._descriptors,
         )
         self._readers = [
@@ -166,9 +167,20 @@ class Server:
         return self._process.pid
 
     @property
+    def pids(self) -> list[int]:
+        """All processes of the server."""
+        return [self._process.pid]
+
+    @property
+    def address(self) -> str:
+        """Where it listens, in the words of the load client."""
+        assert self._address is not None
+        return self._address
+
+    @property
     def target(self) -> str:
         """The server, as the load client's `--target` has it."""
-        return f"{self.name}={self._address}@{self._process.pid}"
+        return f"{self.name}={self._address}@{'+'.join(map(str, self.pids))}"
 
     def cpu_seconds(self) -> float:
         """Read the processor time that the server has used so far."""
@@ -229,14 +241,14 @@ class LoadClient:
         """Build both, unless they are built."""
         folder = os.environ.get("CARGO_TARGET_DIR")
         target = Path(folder).absolute() if folder else LOAD_MANIFEST.parent / "target"
-        self._binary = target / "release" / "kloop-load"
+        self.binary = target / "release" / "kloop-load"
         self.floor = target / "release" / "kloop-floor"
         if shutil.which("cargo"):
             command = ["cargo", "build", "--release", "--quiet", "--locked"]
             command += ["--manifest-path", str(LOAD_MANIFEST), "--target-dir", str(target)]
             if subprocess.run(command, check=False).returncode:
                 raise BenchError("the load client cannot be built")
-        elif not self._binary.exists():
+        elif not self.binary.exists():
             raise BenchError("the load client is not built, and there is no cargo")
 
     def run(
@@ -244,7 +256,7 @@ class LoadClient:
         servers: Sequence[Server],
         *,
         connections: int,
-        size: int,
+        size: int | None,
         rounds: int,
         burst_ms: int,
         warmup_ms: int,
@@ -254,12 +266,15 @@ class LoadClient:
     ) -> list[LoadResult]:
         """Visit `servers` in turn; the results come in their order.
 
-        `options` are further ones of the client's command line.
+        The work is an echo of `size` bytes, unless `options`, further ones of the client's command
+        line, name another.
         """
-        command = [str(self._binary)]
+        command = [str(self.binary)]
         for server in servers:
             command += ["--target", server.target]
-        command += ["--connections", str(connections), "--size", str(size)]
+        command += ["--connections", str(connections)]
+        if size is not None:
+            command += ["--size", str(size)]
         command += ["--rounds", str(rounds), "--burst-ms", str(burst_ms)]
         command += ["--warmup-ms", str(warmup_ms), *options]
         if cpu is not None:

@@ -15,16 +15,19 @@ if TYPE_CHECKING:
 
 
 class Family(Server):
-    """A server that starts processes of its own, each of which says LISTENS when it is there."""
+    """A server that may start processes of its own, which count as well.
+
+    Those of `workers` each say LISTENS when they are there.
+    """
 
     def __init__(
         self,
         name: str,
         *command: str,
-        workers: int,
+        workers: int = 1,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare `command`, which starts `workers` processes."""
+        """Prepare `command`."""
         super().__init__(name, *command, environment=environment)
         self._workers = workers
 
@@ -49,7 +52,14 @@ class Family(Server):
 class SharedPort(Server):
     """Processes that share a port through SO_REUSEPORT, one on each of some CPUs."""
 
-    def __init__(self, name: str, loop: str, cpus: list[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        loop: str,
+        cpus: list[int],
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepare a process of `loop` for each of `cpus`, and find a port."""
         # Bound and not listening, it keeps the port free and gets no connections.
         self._reservation = socket.socket()
@@ -57,8 +67,8 @@ class SharedPort(Server):
         self._reservation.bind(("127.0.0.1", 0))
         port = str(self._reservation.getsockname()[1])
         commands = [("shared_port.py", loop, str(cpu), port) for cpu in cpus]
-        super().__init__(name, *commands[0])
-        self._others = [Server(name, *command) for command in commands[1:]]
+        super().__init__(name, *commands[0], environment=environment)
+        self._others = [Server(name, *command, environment=environment) for command in commands[1:]]
 
     def __enter__(self) -> Self:
         """Start all processes at once and wait until each of them listens."""

@@ -106,7 +106,7 @@ class Run:
         servers: Sequence[Server],
         *,
         connections: int,
-        size: int,
+        size: int | None,
         rounds: int,
         burst_ms: int = 20,
         warmup_ms: int = 100,

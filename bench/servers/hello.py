@@ -83,8 +83,8 @@ async def app(
 def calibrate(microseconds: float) -> int:
     """Find the amount of work that takes `microseconds` of processor time."""
     # Not at the top: what a server imports is in its memory, which is compared.
-    import statistics  # noqa: PLC0415
-    import time  # noqa: PLC0415
+    import statistics
+    import time
 
     probe = 2000
     times = []

@@ -12,14 +12,14 @@ async def greet(_: web.Request) -> web.Response:
     return web.Response(body=hello.BODY)
 
 
-async def listen() -> str:
+async def listen() -> serving.Listening:
     """Start the server on the running loop."""
     app = web.Application()
     app.router.add_get("/", greet)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, serving.HOST, 0, backlog=serving.BACKLOG).start()
-    return f"{serving.HOST}:{runner.addresses[0][1]}"
+    return f"{serving.HOST}:{runner.addresses[0][1]}", runner
 
 
 if __name__ == "__main__":

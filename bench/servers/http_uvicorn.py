@@ -9,11 +9,8 @@ import hello
 import serving
 import uvicorn
 
-# A loop keeps no task alive.
-TASKS: list[asyncio.Task[None]] = []
 
-
-async def listen() -> str:
+async def listen() -> serving.Listening:
     """Start the server on the running loop."""
     sock = socket.create_server((serving.HOST, 0), backlog=serving.BACKLOG)
     config = uvicorn.Config(
@@ -26,10 +23,10 @@ async def listen() -> str:
         backlog=serving.BACKLOG,
     )
     server = uvicorn.Server(config)
-    TASKS.append(asyncio.create_task(server.serve(sockets=[sock])))
+    task = asyncio.create_task(server.serve(sockets=[sock]))
     while not server.started:
         await asyncio.sleep(0.01)
-    return f"{serving.HOST}:{sock.getsockname()[1]}"
+    return f"{serving.HOST}:{sock.getsockname()[1]}", task
 
 
 if __name__ == "__main__":

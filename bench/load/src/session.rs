@@ -78,7 +78,11 @@ impl<P: Protocol> Visited<P> {
 
     fn warm_up(&mut self, plan: &Plan) -> Result<(), RunError> {
         let pace = Pace { length: plan.warmup, ..pace(plan) };
-        self.fleet.burst(pace).map_err(|fault| describe(&self.target, fault))?;
+        let burst = self.fleet.burst(pace).map_err(|fault| describe(&self.target, fault))?;
+        if burst.requests == 0 {
+            // Each round would wait as long for nothing.
+            return Err(RunError(format!("target '{}' answered nothing", self.target.name)));
+        }
         self.fleet.forget_latencies();
         Ok(())
     }

@@ -73,6 +73,7 @@ fn load(arguments: &[&str]) -> Output {
 }
 
 fn short_run(target: &str, more: &[&str]) -> Output {
+    // Of an option that is given twice, the last counts.
     let mut arguments = vec!["--target", target, "--connections", "4", "--warmup-ms", "0"];
     arguments.extend(["--timeout-ms", "300", "--sleep"]);
     arguments.extend(more);
@@ -325,6 +326,19 @@ fn a_silent_server_does_not_hold_the_run_up() {
     let target = &report["targets"][0];
     assert_eq!((&target["errors"], &target["requests"]), (&4.into(), &0.into()));
     assert_eq!(number(&target["requests_per_second"]), 0.0);
+}
+
+#[test]
+fn a_server_that_is_silent_in_the_warm_up_is_named() {
+    let address = server("127.0.0.1", |stream| {
+        each_chunk(stream, |_, chunk| {
+            chunk.clear();
+            true
+        });
+    });
+    let rest = ["--size", "10", "--duration", "60", "--warmup-ms", "10"];
+    let output = short_run(&format!("mute={address}"), &rest);
+    assert!(complaint(&output).contains("target 'mute' answered nothing"));
 }
 
 #[test]
