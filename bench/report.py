@@ -29,8 +29,8 @@ Servers stay on CPU {server_cpu}, and the client spins on CPU {client_cpu}, so t
 for waking it. "kloop again" is a second process of the same, and how far it is from 1.00 is the
 noise. "floor" is a native echo server on epoll, which does nothing that an echo does not need. A
 peer in bold is the best one. Peers run with raised malloc thresholds, their best setting; kloop
-runs as it is. A server that does not work in a measurement, or spins while nobody asks it for anything,
-is left out of it and named below it.
+runs as it is. A server that does not work in a measurement, or spins while nobody asks it for
+anything, is left out of it and named below it.
 
 Where a server under load of several connections was busy for less than {saturated:.0%} of the
 burst, it waited for the client. Its requests per second and latencies are then the client's and
