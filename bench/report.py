@@ -1,4 +1,4 @@
-"""Writes the report: Markdown, and the pictures next to it."""
+"""Renders the report as Markdown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import cells
 import harness
-import plots
 from figures import SATURATED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from section import Comparison, Goal, Plot, Section, Table
 
@@ -29,8 +27,8 @@ Servers stay on CPU {server_cpu}, and the client spins on CPU {client_cpu}, so t
 for waking it. "kloop again" is a second process of the same, and how far it is from 1.00 is the
 noise. "floor" is a native echo server on epoll, which does nothing that an echo does not need. A
 peer in bold is the best one. Peers run with raised malloc thresholds, their best setting; kloop
-runs as it is. A server that does not work in a measurement, or spins while nobody asks it for anything,
-is left out of it and named below it.
+runs as it is. A server that does not work in a measurement, or spins while nobody asks it for
+anything, is left out of it and named below it.
 
 Where a server under load of several connections was busy for less than {saturated:.0%} of the
 burst, it waited for the client. Its requests per second and latencies are then the client's and
@@ -40,29 +38,21 @@ latency to report, and no throughput.
 """
 
 
-def write(
-    path: Path, pictures: str, facts: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]
-) -> dict[str, str]:
-    """Write the report of `measured` to `path` and return which cells failed, and why.
-
-    The pictures go to the folder `pictures` next to it, which ends with a slash or is empty.
-    """
+def sections(
+    measured: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Section], dict[str, str]]:
+    """Make the section of each cell, and say which cells failed, and why."""
+    made: dict[str, Section] = {}
     failed: dict[str, str] = {}
-    sections: dict[str, Section] = {}
     for name, content in measured.items():
         if "error" in content:
             failed[name] = content["error"]
             continue
         try:
-            sections[name] = cells.load(name).render(content["data"])
+            made[name] = cells.load(name).render(content["data"])
         except Exception as error:
             failed[name] = f"its data cannot be rendered: {type(error).__name__}: {error}"
-    (path.parent / pictures).mkdir(parents=True, exist_ok=True)
-    for section in sections.values():
-        for plot in section.plots:
-            plots.write(plot, path.parent / pictures / f"{plot.name}.svg")
-    path.write_text(render(facts, measured, sections, failed, pictures), encoding="utf-8")
-    return failed
+    return made, failed
 
 
 def render(
@@ -72,7 +62,7 @@ def render(
     failed: Mapping[str, str],
     pictures: str,
 ) -> str:
-    """Render the whole report."""
+    """Render the whole report; `pictures` is the folder of the plots, or empty, with its slash."""
     parts = ["# Benchmarks", _origin(facts), "## Method", method(facts)]
     goals = [goal for section in sections.values() for goal in section.goals]
     if goals:

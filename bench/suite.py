@@ -21,6 +21,7 @@ import cells
 import contenders
 import harness
 import machine
+import plots
 import report
 from harness import BenchError, LoadClient
 from run import Progress, Run, two_cpus
@@ -47,11 +48,16 @@ def main() -> int:
         for name in cells.NAMES
         if (folder / f"{name}.json").exists()
     }
-    failed = report.write(folder / "report.md", "", facts, measured)
-    print(f"report: {folder / 'report.md'}")
-    if settings.publish:
-        report.write(PUBLISHED, "benchmarks/", facts, measured)
-        print(f"report: {PUBLISHED}")
+    sections, failed = report.sections(measured)
+    reports = {folder / "report.md": ""} | ({PUBLISHED: "benchmarks/"} if settings.publish else {})
+    for path, pictures in reports.items():
+        text = report.render(facts, measured, sections, failed, pictures)
+        path.write_text(text, encoding="utf-8")
+        (path.parent / pictures).mkdir(exist_ok=True)
+        for section in sections.values():
+            for plot in section.plots:
+                plots.write(plot, path.parent / pictures / f"{plot.name}.svg")
+        print(f"report: {path}")
     for name, reason in failed.items():
         print(f"suite.py: {name} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
