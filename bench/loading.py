@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from harness import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from harness import Server
     from run import Run
@@ -30,7 +30,7 @@ class Case:
 
 
 def measure(
-    run: Run, kinds: dict[str, tuple[Callable[[], list[Server]], Sequence[Case]]]
+    run: Run, kinds: Mapping[str, tuple[Callable[[], list[Server]], Sequence[Case]]]
 ) -> list[dict[str, Any]]:
     """Measure each case of each kind, with all servers of the kind alive."""
     total = sum(len(cases) for _, cases in kinds.values())
@@ -49,6 +49,8 @@ def measure(
                     warmup_ms=run.pick(80, 40),
                     options=case.options,
                 )
+                # One that fails costs the client's patience each time.
+                here = [server for server in here if server.name in results]
                 found.append(
                     {
                         "kind": kind,

@@ -85,8 +85,9 @@ class SharedPort(Server):
 
     def stop(self) -> None:
         """Stop all of them."""
-        for server in (*self._others, super()):
+        for server in self._others:
             server.stop()
+        super().stop()
 
     @property
     def pids(self) -> list[int]:

@@ -21,7 +21,7 @@ QUESTION = "What does it cost to send or to receive a lot, and how fast does it 
 SECONDS = (30.0, 7.0)
 
 MB = 1_000_000
-TRANSFER_MB = 8
+TRANSFER_MB = 2
 DIRECTIONS = {"download": "server sends", "upload": "server receives"}
 CONNECTIONS = (1, 10)
 PLACE = "connections"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import http.client
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comparing
@@ -23,10 +26,14 @@ from harness import BenchError, Server
 from many import Family, SharedPort
 from section import Comparison, Goal, Panel, Plot, Section, Series, Table
 
+import kloop
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from run import Run
+
+    type Make = Callable[[Mapping[str, str]], Server]
 
 TITLE = "Many cores"
 QUESTION = (
@@ -48,6 +55,9 @@ WORK_US = 300.0
 CONNECTIONS = 16
 SPREAD_CONNECTIONS = 100
 
+# How memory is counted, in the words of memory.Memory.
+MEMORIES = {"rss": "resident memory", "together": "memory not shared"}
+
 # What the project wants.
 MEMORY_SHARE = 0.5
 SPEED_UP = 1.85
@@ -57,6 +67,9 @@ def measure(run: Run) -> dict[str, Any]:
     """Measure servers on one core and on two, with greetings and with work."""
     if len(run.cpus) < max(CORES):
         raise BenchError(f"{max(CORES)} CPUs are needed")
+    # As an installer does, also where Python is told not to: compiling costs memory and time.
+    for folder in (Path(kloop.__file__).parent, harness.SERVERS):
+        compileall.compile_dir(folder, quiet=2)
     servers = _servers(run)
     work = _calibrate()
     steps = 4
@@ -105,34 +118,27 @@ def named(name: str, cores: int) -> str:
     return f"{name} x {cores}"
 
 
-def _servers(run: Run) -> list[Callable[[Mapping[str, str]], Server]]:
+def _servers(run: Run) -> list[Make]:
     """Functions that prepare the servers, given what is to be in their environment."""
     here = {each.name for each in run.contenders}
-    found: list[Callable[[Mapping[str, str]], Server]] = []
+    found: list[Make] = []
     for cores in CORES:
-        cpus = run.cpus[:cores]
-        found.append(
-            lambda environment, cores=cores: _per_core(KLOOP, cores, "threads", environment)
-        )
+        found.append(partial(_per_core, KLOOP, cores, "threads"))
+        found.append(partial(_per_core, PROCESSES, cores, "processes"))
         if UVLOOP in here:
-            found.append(
-                lambda environment, cpus=cpus: SharedPort(
-                    named(UVLOOP, len(cpus)), UVLOOP, cpus, environment=environment
-                )
-            )
+            found.append(partial(_uvloop, run.cpus[:cores]))
         if contenders.version(GRANIAN):
-            found.append(lambda environment, cores=cores: _granian(cores, environment))
-        found.append(
-            lambda environment, cores=cores: _per_core(PROCESSES, cores, "processes", environment)
-        )
-    last = max(CORES)
-    found.append(lambda environment: _per_core(AGAIN, last, "threads", environment))
-    return found
+            found.append(partial(_granian, cores))
+    return [*found, partial(_per_core, AGAIN, max(CORES), "threads")]
 
 
 def _per_core(name: str, cores: int, workers: str, environment: Mapping[str, str]) -> Server:
     command = ("per_core.py", str(cores), workers)
     return Family(named(name, cores), *command, environment=environment)
+
+
+def _uvloop(cpus: list[int], environment: Mapping[str, str]) -> Server:
+    return SharedPort(named(UVLOOP, len(cpus)), UVLOOP, cpus, environment=environment)
 
 
 def _granian(workers: int, environment: Mapping[str, str]) -> Server:
@@ -149,9 +155,7 @@ def _calibrate() -> int:
     return int(done.stdout.removeprefix("WORK "))
 
 
-def _starts(
-    servers: list[Callable[[Mapping[str, str]], Server]], times: int
-) -> dict[str, list[float]]:
+def _starts(servers: list[Make], times: int) -> dict[str, list[float]]:
     """Milliseconds from the start of a server until all of its workers listen."""
     found: dict[str, list[float]] = {}
     for _ in range(times):
@@ -188,24 +192,24 @@ def render(data: dict[str, Any]) -> Section:
     )
     greetings = data["greetings"]
     for cores in CORES:
-        kloop, uvloop = named(KLOOP, cores), named(UVLOOP, cores)
-        ratio = comparing.ratio(greetings, kloop, uvloop)
+        ours, theirs = named(KLOOP, cores), named(UVLOOP, cores)
+        ratio = comparing.ratio(greetings, ours, theirs)
         if ratio is None:
             continue
         medians = comparing.costs(greetings)
-        noise = comparing.ratio(greetings, named(AGAIN, cores), kloop)
+        noise = comparing.ratio(greetings, named(AGAIN, cores), ours)
         what = f"serve_per_core, {cores} core{'s' * (cores > 1)}"
         section.comparisons.append(
-            Comparison(what, "us", medians[kloop], uvloop, medians[uvloop], ratio, noise)
+            Comparison(what, "us", medians[ours], theirs, medians[theirs], ratio, noise)
         )
         if cores == max(CORES):
-            what = f"{kloop} against {uvloop} processes"
-            section.goals.append(Goal(f"{what}: CPU per request", ratio.median, 1.0))
-    added = {name: _added(data, name) for name in (KLOOP, UVLOOP)}
-    if added[KLOOP] and added[UVLOOP]:
-        share = added[KLOOP] / added[UVLOOP]
-        what = "memory per added core, serve_per_core / uvloop processes"
-        section.goals.append(Goal(what, share, MEMORY_SHARE))
+            what = f"{ours} against {theirs} processes: CPU per request"
+            section.goals.append(Goal(what, ratio.median, 1.0))
+    for kind, name in MEMORIES.items():
+        added = [_added(data, server, kind) for server in (KLOOP, UVLOOP)]
+        if all(added):
+            what = f"{name} per added core, serve_per_core / uvloop processes"
+            section.goals.append(Goal(what, added[0] / added[1], MEMORY_SHARE))
     if speed_up := _speed_up(data, KLOOP):
         what = "handlers that compute, serve_per_core on 2 cores / on 1"
         section.goals.append(Goal(what, speed_up.median, SPEED_UP, at_least=True))
@@ -279,18 +283,19 @@ def _speed_up(data: dict[str, Any], name: str) -> Spread | None:
     return figures.ratio(figures.rates(result), figures.rates(base))
 
 
-def _added(data: dict[str, Any], name: str) -> float:
+def _added(data: dict[str, Any], name: str, kind: str) -> float:
     """Bytes of memory that the last core has added."""
     few, many = (data["memory"].get(named(name, cores)) for cores in CORES)
-    return float(many["together"] - few["together"]) if few and many else 0.0
+    return float(many[kind] - few[kind]) if few and many else 0.0
 
 
 def _footprints(data: dict[str, Any]) -> Table:
     head = [
         "server x cores",
-        ">memory, MiB",
         ">RSS summed, MiB",
-        ">per added core, MiB",
+        ">per added core",
+        ">not shared, MiB",
+        ">per added core",
         ">ms to start (quartiles)",
         ">connections of each worker",
     ]
@@ -298,23 +303,24 @@ def _footprints(data: dict[str, Any]) -> Table:
     for name in _names(data):
         server, _, cores = name.rpartition(" x ")
         held = data["memory"][name]
-        added = _added(data, server) if cores != "1" else 0.0
+        added = [_added(data, server, kind) if cores != "1" else 0.0 for kind in MEMORIES]
         starts = data["starts"].get(name)
         rows.append(
             [
                 name,
-                f"{held['together'] / 2**20:.1f}",
                 f"{held['rss'] / 2**20:.1f}",
-                f"{added / 2**20:.1f}" if added else "",
+                f"{added[0] / 2**20:.1f}" if added[0] else "",
+                f"{held['together'] / 2**20:.1f}",
+                f"{added[1] / 2**20:.1f}" if added[1] else "",
                 f"{Spread.of(starts):.0f}" if starts else "",
                 " ".join(map(str, data["spread"].get(name, []))),
             ]
         )
     notes = [
-        "Memory: what belongs to no file, summed over the processes, and the program and library "
-        "files that one of them has mapped, which the processes of a server share. To start: from "
-        f"the start of the first process until all workers accept connections. Connections: "
-        f"{SPREAD_CONNECTIONS}, opened one by one and kept."
+        "RSS summed counts what processes share for each of them. Not shared: what belongs to no "
+        "file, summed, and the program and library files that one process has mapped, which are in "
+        "memory once for all. To start: from the start of the first process until all workers "
+        f"accept connections. Connections: {SPREAD_CONNECTIONS}, opened one by one and kept."
     ]
     return Table(head, rows, "Memory, start, spread", notes)
 
@@ -323,14 +329,14 @@ def _throughput(data: dict[str, Any]) -> Plot:
     series = []
     for name in (*ALIKE, GRANIAN):
         results = [data["computing"].get(named(name, cores)) for cores in CORES]
-        spreads = [result and Spread.of(figures.rates(result)) for result in results]
+        spreads = [Spread.of(figures.rates(result)) if result else None for result in results]
         if any(spreads):
             series.append(
                 Series(
                     name,
-                    [spread and spread.median for spread in spreads],
-                    [spread and spread.lower for spread in spreads],
-                    [spread and spread.upper for spread in spreads],
+                    [spread.median if spread else None for spread in spreads],
+                    [spread.lower if spread else None for spread in spreads],
+                    [spread.upper if spread else None for spread in spreads],
                 )
             )
     places = [f"{cores} core{'s' * (cores > 1)}" for cores in CORES]
@@ -344,7 +350,9 @@ def _memory(data: dict[str, Any]) -> Plot:
     for name in (*ALIKE, GRANIAN):
         held = [data["memory"].get(named(name, cores)) for cores in CORES]
         if any(held):
-            series.append(Series(name, [each and each["together"] / 2**20 for each in held]))
+            series.append(
+                Series(name, [each["together"] / 2**20 if each else None for each in held])
+            )
     places = [f"{cores} core{'s' * (cores > 1)}" for cores in CORES]
     panel = Panel("", "", "MiB", places, series)
     return Plot("cores-memory", "Memory of a whole server on one core and on two", "bars", [panel])

@@ -15,7 +15,7 @@ from many import Family
 from section import Goal, Section, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from harness import Server
     from run import Run
@@ -44,7 +44,7 @@ def measure(run: Run) -> dict[str, Any]:
     return {"measured": loading.measure(run, kinds)}
 
 
-def _servers(run: Run, kind: str) -> Callable[[], Sequence[Server]]:
+def _servers(run: Run, kind: str) -> Callable[[], list[Server]]:
     def servers() -> list[Server]:
         here: list[Server] = [
             echoing.loop_server(run, contender, f"http_{kind}.py") for contender in run.contenders
