@@ -96,7 +96,8 @@ def table(content: Table) -> str:
     lines = [_row([head.removeprefix(">") for head in content.head]), _row(marks)]
     lines += [_row(row) for row in content.rows]
     parts = [f"### {content.title}"] if content.title else []
-    return "\n\n".join([*parts, "\n".join(lines), *content.notes])
+    parts += ["\n".join(lines)] if content.rows else []
+    return "\n\n".join([*parts, *content.notes])
 
 
 def goals_table(goals: Sequence[Goal]) -> str:
