@@ -154,7 +154,7 @@ def rate_table(
                     f"{busy:.0%}",
                 ]
             )
-    notes = ["busy: the server's processor time over the length of the bursts."]
+    notes = ["busy: the server's processor time over the length of the bursts."] if rows else []
     if dropped:
         notes.append("Dropped, since a server waited for the client: " + ", ".join(dropped) + ".")
     return Table(head, rows, title, notes)

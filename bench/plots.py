@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,6 @@ COLOURS = {
 OTHERS = ("#F0E442", "#8C6D31", "#6B6ECF", "#B5CF6B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h", "<")
 
-# The same bytes for the same data.
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kloop",
@@ -42,7 +42,7 @@ STYLE: dict[str, Any] = {
 
 
 def write(plot: Plot, path: Path) -> None:
-    """Draw `plot` into the file `path`."""
+    """Draw `plot` into the file `path`, as SVG; the same data make the same bytes."""
     draw = _bars if plot.kind == "bars" else _lines
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=_size(plot), layout="constrained")
@@ -55,7 +55,9 @@ def write(plot: Plot, path: Path) -> None:
             each.set_ylabel(panel.y_label)
             if plot.log_y:
                 each.set_yscale("log")
+                each.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 each.yaxis.set_major_formatter("{x:g}")
+                each.yaxis.set_minor_locator(NullLocator())
             elif plot.kind == "bars":
                 each.set_ylim(bottom=0)
             if plot.reference is not None:
@@ -69,7 +71,7 @@ def write(plot: Plot, path: Path) -> None:
             handles.values(),
             handles.keys(),
             loc="outside lower center",
-            ncols=9 if plot.kind == "bars" else 5,
+            ncols=max(3, int(figure.get_figwidth() / 1.1)),
             frameon=False,
         )
         figure.savefig(path, format="svg", metadata={"Date": None})
@@ -110,6 +112,7 @@ def _bars(axes: Any, panel: Panel, colours: dict[str, str]) -> None:
         axes.tick_params(axis="x", rotation=25)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
+    axes.set_xlim(-0.6, len(panel.places) - 0.4)
     axes.tick_params(axis="x", length=0)
 
 

@@ -96,7 +96,8 @@ def table(content: Table) -> str:
     lines = [_row([head.removeprefix(">") for head in content.head]), _row(marks)]
     lines += [_row(row) for row in content.rows]
     parts = [f"### {content.title}"] if content.title else []
-    return "\n\n".join([*parts, "\n".join(lines), *content.notes])
+    parts += ["\n".join(lines)] if content.rows else []
+    return "\n\n".join([*parts, *content.notes])
 
 
 def goals_table(goals: Sequence[Goal]) -> str:
@@ -111,8 +112,8 @@ def goals_table(goals: Sequence[Goal]) -> str:
 
 
 def losses(comparisons: Sequence[Comparison]) -> str:
-    """List the comparisons in which a peer's median is below kloop's."""
-    lost = [each for each in comparisons if each.ratio.median > 1]
+    """List the comparisons in which kloop's ratio to the best peer is above 1.00."""
+    lost = [each for each in comparisons if round(each.ratio.median, 2) > 1]
     total = len(comparisons)
     if not lost:
         return f"Nowhere in the {total} comparisons below."

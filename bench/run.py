@@ -136,13 +136,13 @@ class Run:
         try:
             results = visit(servers, rounds, warmup_ms)
         except BenchError as failure:
-            place = f"{connections} connections" + (f" x {size} B" if size else "")
             good = []
             for server in servers:
                 try:
                     visit([server], 1, warmup_ms)
                 except BenchError as error:
-                    self.failures[f"{server.name}, {place}"] = str(error)
+                    work = " ".join(options) if size is None else f"{size} B"
+                    self.failures[f"{server.name}, {connections} x {work}"] = str(error)
                 else:
                     good.append(server)
             if not good or len(good) == len(servers):

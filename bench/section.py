@@ -94,8 +94,9 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether it is reached."""
-        return self.figure >= self.limit if self.at_least else self.figure <= self.limit
+        """Whether it is reached, to the two digits that a figure is good for."""
+        figure = round(self.figure, 2)
+        return figure >= self.limit if self.at_least else figure <= self.limit
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NAMES = (
     "loop_operations",
     "echo",
+    "latency",
     "unix",
     "udp",
     "tls",

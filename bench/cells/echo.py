@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TITLE = "TCP echo on one loop"
 QUESTION = (
     "How much processor time does a server spend per request, and how far is that from a native "
-    "server? How do requests per second and latency follow the number of connections?"
+    "server?"
 )
 SECONDS = (480.0, 45.0)
 
@@ -87,7 +87,7 @@ def render(data: dict[str, Any]) -> Section:
         )
     return Section(
         tables=tables,
-        plots=[_against_floor(by_kind), _latency(by_kind["protocol"])],
+        plots=[_against_floor(by_kind)],
         comparisons=echoing.comparisons("TCP echo", measured, KINDS),
         goals=_goals(measured),
     )
@@ -122,39 +122,6 @@ def _against_floor(by_kind: dict[str, list[dict[str, Any]]]) -> Plot:
         panels,
         reference=1.0,
     )
-
-
-def _latency(measured: list[dict[str, Any]]) -> Plot:
-    points = sorted(
-        (each for each in measured if each["size"] == GOAL_SIZE),
-        key=lambda each: each["connections"],
-    )
-    servers = [name for name in echoing.names(points) if name not in (FLOOR, AGAIN)]
-    panels = []
-    for quantile in ("p50", "p99"):
-        series = [
-            Series(name, [_against(each["results"], name, quantile) for each in points])
-            for name in servers
-        ]
-        panels.append(
-            Panel(
-                quantile,
-                "connections, each with one request in flight",
-                "latency / floor",
-                [f"{each['connections']:,}" for each in points],
-                series,
-            )
-        )
-    title = "TCP echo of 1 KiB, Protocol: latency against load, over the native server's"
-    return Plot("echo-latency", title, "lines", panels, reference=1.0)
-
-
-def _against(results: dict[str, Any], name: str, quantile: str) -> float | None:
-    if name not in results or FLOOR not in results:
-        return None
-    if results[name]["connections"] > 1 and echoing.waited(results):
-        return None
-    return float(results[name]["latency_us"][quantile] / results[FLOOR]["latency_us"][quantile])
 
 
 def _goals(measured: list[dict[str, Any]]) -> list[Goal]:

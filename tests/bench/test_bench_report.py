@@ -111,5 +111,5 @@ def test_a_server_that_fails_is_left_out_and_named():
     servers = [FakeServer("kloop"), FakeServer("broken"), FakeServer("uvloop")]
     results = run.visit(servers, connections=10, size=64, rounds=20)
     assert list(results) == ["kloop", "uvloop"]
-    assert run.failures == {"broken, 10 connections x 64 B": "target 'broken' replied wrongly"}
+    assert run.failures == {"broken, 10 x 64 B": "target 'broken' replied wrongly"}
     assert client.visits[-1] == (["kloop", "uvloop"], 20)
