@@ -9,7 +9,7 @@ import comparing
 import figures
 from comparing import Results, show
 from contenders import AGAIN, FLOOR, KLOOP
-from harness import Server
+from harness import BenchError, Server
 from section import Section, Table
 
 if TYPE_CHECKING:
@@ -67,16 +67,23 @@ def measure_grid(
         with run.alive(servers()) as here:
             for point in grids[kind]:
                 run.step(len(found), total, f"{kind} {point.place}")
-                results = run.visit(
-                    here,
-                    connections=point.connections,
-                    size=point.size,
-                    rounds=point.rounds,
-                    burst_ms=point.burst_ms,
-                    warmup_ms=run.pick(80, 40),
-                    options=options,
-                )
-                # One that fails costs the client's patience each time.
+                try:
+                    results = run.visit(
+                        here,
+                        connections=point.connections,
+                        size=point.size,
+                        rounds=point.rounds,
+                        burst_ms=point.burst_ms,
+                        warmup_ms=run.pick(80, 40),
+                        options=options,
+                    )
+                except BenchError as error:
+                    run.failures[f"all, {kind} {point.place}"] = str(error)
+                    continue
+                # One that failed would cost the client's patience each time, and might spin.
+                for server in here:
+                    if server.name not in results:
+                        server.stop()
                 here = [server for server in here if server.name in results]
                 found.append(
                     {
@@ -87,6 +94,8 @@ def measure_grid(
                         "results": results,
                     }
                 )
+    if not found:
+        raise BenchError("; ".join(run.failures.values()))
     return found
 
 
