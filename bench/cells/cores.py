@@ -41,7 +41,7 @@ QUESTION = (
     "and granian with two workers: processor time per request, throughput of handlers that "
     "compute, memory, time to start, and how evenly connections are spread?"
 )
-SECONDS = (130.0, 25.0)
+SECONDS = (110.0, 22.0)
 
 CORES = (1, 2)
 PROCESSES = "kloop, processes"
@@ -74,7 +74,7 @@ def measure(run: Run) -> dict[str, Any]:
     work = _calibrate()
     steps = 4
     run.step(0, steps, "starting again and again")
-    starts = _starts(servers, run.pick(7, 3))
+    starts = _starts(servers, run.pick(5, 1))
     with run.alive(make({}) for make in servers) as here:
         run.step(1, steps, "greetings")
         # The client sleeps and goes where there is room: the servers may want every CPU.
@@ -97,7 +97,7 @@ def measure(run: Run) -> dict[str, Any]:
             connections=CONNECTIONS,
             size=None,
             options=GREETING,
-            rounds=run.pick(12, 4),
+            rounds=run.pick(12, 3),
             burst_ms=run.pick(500, 250),
             sleep=True,
             pinned=False,

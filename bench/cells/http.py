@@ -25,7 +25,7 @@ QUESTION = (
     "What does a keep-alive request for a greeting cost uvicorn (with httptools) and aiohttp on "
     "each loop? And what does it cost granian, a server with a runtime of its own?"
 )
-SECONDS = (45.0, 10.0)
+SECONDS = (45.0, 12.0)
 
 KINDS = {"uvicorn": "uvicorn with httptools", "aiohttp": "aiohttp"}
 GRANIAN = "granian"

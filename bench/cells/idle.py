@@ -11,6 +11,7 @@ import echoing
 import figures
 import loading
 import memory
+from comparing import show
 from contenders import AGAIN, KLOOP, Contender
 from echoing import NATIVE
 from figures import Spread
@@ -29,7 +30,7 @@ QUESTION = (
     "What does a server keep in memory for each idle connection, and what does a request on one "
     "active connection cost among them?"
 )
-SECONDS = (75.0, 15.0)
+SECONDS = (45.0, 6.0)
 
 KINDS = {"protocol": "Protocol", "streams": "streams"}
 WORK = ("--size", "64")
@@ -60,7 +61,7 @@ def _measure(
     run: Run, kind: str, servers: list[Server], connections: int, place: tuple[int, int]
 ) -> dict[str, Any]:
     # What a server needs for its first connections is not the price of the others.
-    alone = _one_active(run, servers)
+    _one_active(run, servers, rounds=2)
     grown = {}
     with ExitStack() as stack:
         for server in servers:
@@ -73,17 +74,19 @@ def _measure(
                 continue
             after = memory.read(server.pids)
             grown[server.name] = {"before": asdict(before), "after": asdict(after)}
-        among = _one_active(run, [server for server in servers if server.name in grown])
-    return {"kind": kind, "memory": grown, "alone": alone, "among": among}
+        run.step(*place, f"one active connection, {kind}")
+        here = [server for server in servers if server.name in grown]
+        active = _one_active(run, here, rounds=run.pick(40, 10))
+    return {"kind": kind, "memory": grown, "active": active}
 
 
-def _one_active(run: Run, servers: list[Server]) -> dict[str, LoadResult]:
+def _one_active(run: Run, servers: list[Server], rounds: int) -> dict[str, LoadResult]:
     return run.visit(
         servers,
         connections=1,
         size=None,
         options=WORK,
-        rounds=run.pick(20, 8),
+        rounds=rounds,
         burst_ms=20,
         warmup_ms=run.pick(80, 40),
     )
@@ -127,8 +130,8 @@ def _table(measurement: dict[str, Any], costs: dict[str, float], connections: in
         "loop",
         ">bytes per connection",
         f">MiB in all, with {connections:,}",
-        ">CPU us/request, one active among them",
-        ">among them / alone",
+        ">CPU us/request of one active among them",
+        f">ratio to {KLOOP}",
     ]
     best = figures.best(costs, comparing.peers(costs))
     rows = []
@@ -136,11 +139,10 @@ def _table(measurement: dict[str, Any], costs: dict[str, float], connections: in
         bytes_each = f"{costs[name]:,.0f}"
         row = [name, f"**{bytes_each}**" if name == best else bytes_each]
         row.append(f"{measurement['memory'][name]['after']['rss'] / 2**20:.1f}")
-        if name in measurement["among"]:
-            among = figures.cpu_per_request(measurement["among"][name])
-            alone = figures.cpu_per_request(measurement["alone"][name])
-            ratio = Spread.of(among).median / Spread.of(alone).median
-            row += [f"{Spread.of(among):.1f}", f"{ratio:.2f}"]
+        active = measurement["active"]
+        if name in active:
+            row.append(f"{Spread.of(figures.cpu_per_request(active[name])).median:.1f}")
+            row.append("" if name == KLOOP else show(comparing.ratio(active, name, KLOOP)))
         rows.append(row + [""] * (len(head) - len(row)))
     notes = [
         "Growth of the server's resident memory while the connections were opened, each of which "
