@@ -1,8 +1,7 @@
-"""What the cells that echo share: the servers, a grid of measurements, the tables of them."""
+"""What the cells that echo share: the servers, and tables of what they cost."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import comparing
@@ -13,33 +12,13 @@ from harness import Server
 from section import Section, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from contenders import Contender
     from run import Run
     from section import Comparison
 
 NATIVE = "kloop.start_server"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement of a grid, and how thorough it is."""
-
-    connections: int
-    size: int
-    rounds: int
-    burst_ms: int
-
-    @property
-    def place(self) -> str:
-        """What tables call it."""
-        return f"{self.connections:,} x {bytes_text(self.size)}"
-
-
-def bytes_text(size: int) -> str:
-    """Write a number of bytes with its unit."""
-    return f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
 
 
 def loop_server(run: Run, contender: Contender, script: str, *more: str) -> Server:
@@ -51,43 +30,6 @@ def loop_server(run: Run, contender: Contender, script: str, *more: str) -> Serv
 def floor_server(run: Run, address: str) -> Server:
     """Prepare the native echo server on `address`, in the words of the load client."""
     return Server(FLOOR, run.client.floor, "--cpu", str(run.server_cpu), "--listen", address)
-
-
-def measure_grid(
-    run: Run,
-    kinds: Mapping[str, Callable[[], list[Server]]],
-    grids: Mapping[str, Sequence[Point]],
-    options: Sequence[str] = (),
-) -> list[dict[str, Any]]:
-    """Measure each kind at each point of its grid, with all servers of the kind alive."""
-    total = sum(len(grid) for grid in grids.values())
-    found: list[dict[str, Any]] = []
-    for kind, servers in kinds.items():
-        run.step(len(found), total, f"starting servers for {kind}")
-        with run.alive(servers()) as here:
-            for point in grids[kind]:
-                run.step(len(found), total, f"{kind} {point.place}")
-                results = run.visit(
-                    here,
-                    connections=point.connections,
-                    size=point.size,
-                    rounds=point.rounds,
-                    burst_ms=point.burst_ms,
-                    warmup_ms=run.pick(80, 40),
-                    options=options,
-                )
-                # One that fails costs the client's patience each time.
-                here = [server for server in here if server.name in results]
-                found.append(
-                    {
-                        "kind": kind,
-                        "connections": point.connections,
-                        "size": point.size,
-                        "place": point.place,
-                        "results": results,
-                    }
-                )
-    return found
 
 
 def names(measured: Sequence[dict[str, Any]]) -> list[str]:

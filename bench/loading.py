@@ -1,4 +1,4 @@
-"""What the cells share that do other work than echoes."""
+"""Measures servers case by case, and holds idle connections."""
 
 from __future__ import annotations
 
@@ -23,42 +23,64 @@ class Case:
     # What tables call it.
     place: str
     connections: int
-    # The work, in the words of the load client.
+    # The work, in the words of the load client, unless it is an echo of so many bytes.
     options: Sequence[str]
     rounds: int
     burst_ms: int = 20
+    size: int | None = None
+
+    @classmethod
+    def echo(cls, connections: int, size: int, rounds: int, burst_ms: int) -> Self:
+        """Make that of an echo of `size` bytes."""
+        unit = f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
+        return cls(f"{connections:,} x {unit}", connections, (), rounds, burst_ms, size)
 
 
 def measure(
     run: Run, kinds: Mapping[str, tuple[Callable[[], list[Server]], Sequence[Case]]]
 ) -> list[dict[str, Any]]:
-    """Measure each case of each kind, with all servers of the kind alive."""
+    """Measure each case of each kind, with all servers of the kind alive.
+
+    A case in which no server works is noted and left out.
+    """
     total = sum(len(cases) for _, cases in kinds.values())
+    done = 0
     found: list[dict[str, Any]] = []
     for kind, (servers, cases) in kinds.items():
-        run.step(len(found), total, f"starting servers for {kind}")
+        run.step(done, total, f"starting servers for {kind}")
         with run.alive(servers()) as here:
             for case in cases:
-                run.step(len(found), total, f"{kind}, {case.place}")
-                results = run.visit(
-                    here,
-                    connections=case.connections,
-                    size=None,
-                    rounds=case.rounds,
-                    burst_ms=case.burst_ms,
-                    warmup_ms=run.pick(80, 40),
-                    options=case.options,
-                )
-                # One that fails costs the client's patience each time.
+                run.step(done, total, f"{kind}, {case.place}")
+                done += 1
+                try:
+                    results = run.visit(
+                        here,
+                        connections=case.connections,
+                        size=case.size,
+                        rounds=case.rounds,
+                        burst_ms=case.burst_ms,
+                        warmup_ms=run.pick(80, 40),
+                        options=case.options,
+                    )
+                except BenchError as error:
+                    run.failures[f"all, {kind}, {case.place}"] = str(error)
+                    continue
+                # One that failed would cost the client's patience each time, and might spin.
+                for server in here:
+                    if server.name not in results:
+                        server.stop()
                 here = [server for server in here if server.name in results]
                 found.append(
                     {
                         "kind": kind,
                         "connections": case.connections,
+                        "size": case.size,
                         "place": case.place,
                         "results": results,
                     }
                 )
+    if not found:
+        raise BenchError("; ".join(run.failures.values()))
     return found
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cells
 import contenders
@@ -25,6 +25,9 @@ import plots
 import report
 from harness import BenchError, LoadClient
 from run import Progress, Run, two_cpus
+
+if TYPE_CHECKING:
+    from section import Section
 
 RUN_FILE = "run.json"
 # A cell fails once it takes so many times what it should, and a minute.
@@ -49,15 +52,10 @@ def main() -> int:
         if (folder / f"{name}.json").exists()
     }
     sections, failed = report.sections(measured)
-    reports = {folder / "report.md": ""} | ({PUBLISHED: "benchmarks/"} if settings.publish else {})
-    for path, pictures in reports.items():
-        text = report.render(facts, measured, sections, failed, pictures)
-        path.write_text(text, encoding="utf-8")
-        (path.parent / pictures).mkdir(exist_ok=True)
-        for section in sections.values():
-            for plot in section.plots:
-                plots.write(plot, path.parent / pictures / f"{plot.name}.svg")
-        print(f"report: {path}")
+    _write_report(folder / "report.md", "", facts, measured, sections, failed)
+    if settings.publish:
+        _check_whole(facts, measured)
+        _write_report(PUBLISHED, "benchmarks/", facts, measured, sections, failed)
     for name, reason in failed.items():
         print(f"suite.py: {name} failed: {reason}", file=sys.stderr)
     return 1 if failed else 0
@@ -77,7 +75,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--publish", action="store_true", help="write docs/benchmarks.md and its pictures too"
     )
-    return parser.parse_args()
+    settings = parser.parse_args()
+    if settings.publish and (settings.quick or settings.only):
+        parser.error("only a full run of all cells is published")
+    return settings
 
 
 def _names(text: str) -> list[str]:
@@ -100,6 +101,34 @@ def _loops(text: str) -> tuple[str, ...]:
 def _folder() -> Path:
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     return harness.BENCH / "results" / now
+
+
+def _check_whole(facts: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Let only a full run of all cells be published."""
+    absent = [name for name in cells.NAMES if name not in measured]
+    if facts["quick"] or absent:
+        reason = "a quick run" if facts["quick"] else f"a run without {', '.join(absent)}"
+        raise BenchError(f"{reason} is not published")
+
+
+def _write_report(
+    path: Path,
+    pictures: str,
+    facts: dict[str, Any],
+    measured: dict[str, Any],
+    sections: dict[str, Section],
+    failed: dict[str, str],
+) -> None:
+    text = report.render(facts, measured, sections, failed, pictures)
+    path.write_text(text, encoding="utf-8")
+    folder = path.parent / pictures
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    for section in sections.values():
+        for plot in section.plots:
+            plots.write(plot, folder / f"{plot.name}.svg")
+    print(f"report: {path}")
 
 
 def _read(path: Path) -> Any:

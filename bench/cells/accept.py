@@ -21,7 +21,7 @@ QUESTION = (
 )
 SECONDS = (30.0, 7.0)
 
-OPTIONS = ("--size", "64", "--single-request", "--timeout-ms", "2000")
+OPTIONS = ("--size", "64", "--single-request")
 CONNECTIONS = (1, 10, 100)
 PLACE = "connections at once"
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import comparing
 import echoing
+import loading
 from contenders import AGAIN, FLOOR, KLOOP, Contender
-from echoing import NATIVE, Point
+from echoing import NATIVE
+from loading import Case
 from section import Goal, Panel, Plot, Section, Series
 
 import kloop
@@ -22,7 +24,7 @@ QUESTION = (
     "How much processor time does a server spend per request, and how far is that from a native "
     "server?"
 )
-SECONDS = (480.0, 45.0)
+SECONDS = (400.0, 25.0)
 
 KINDS = {
     "protocol": "Protocol",
@@ -40,10 +42,8 @@ GOAL_CONNECTIONS = (10, 100)
 
 def measure(run: Run) -> dict[str, Any]:
     """Measure each kind of server with each size and number of connections."""
-    kinds = {kind: partial(_servers, run, kind) for kind in KINDS}
-    return {
-        "measured": echoing.measure_grid(run, kinds, {kind: _grid(run, kind) for kind in KINDS})
-    }
+    kinds = {kind: (partial(_servers, run, kind), _cases(run, kind)) for kind in KINDS}
+    return {"measured": loading.measure(run, kinds)}
 
 
 def _servers(run: Run, kind: str) -> list[Server]:
@@ -57,20 +57,20 @@ def _servers(run: Run, kind: str) -> list[Server]:
     return servers
 
 
-def _grid(run: Run, kind: str) -> list[Point]:
+def _cases(run: Run, kind: str) -> list[Case]:
     if run.quick:
-        points = [Point(connections, GOAL_SIZE, 8, 15) for connections in GOAL_CONNECTIONS]
+        places = [(10, GOAL_SIZE)]
         if kind == "protocol":
-            points += [Point(1, GOAL_SIZE, 8, 15), Point(10, 100 * 1024, 8, 15)]
-        return points
-    points = []
+            places += [(1, GOAL_SIZE), (100, GOAL_SIZE), (10, 100 * 1024)]
+        return [Case.echo(connections, size, 8, 15) for connections, size in places]
+    cases = []
     for connections in CONNECTIONS:
         for size in SIZES:
             if size == GOAL_SIZE and connections in GOAL_CONNECTIONS:
-                points.append(Point(connections, size, 30, 20))
+                cases.append(Case.echo(connections, size, 30, 20))
             else:
-                points.append(Point(connections, size, 10, 30 if connections == 1000 else 15))
-    return points
+                cases.append(Case.echo(connections, size, 10, 30 if connections == 1000 else 15))
+    return cases
 
 
 def render(data: dict[str, Any]) -> Section:

@@ -9,8 +9,8 @@ import comparing
 import echoing
 import figures
 from contenders import AGAIN, FLOOR
-from echoing import Point
 from figures import Spread
+from loading import Case
 from section import Panel, Plot, Section, Series, Table
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def render(data: dict[str, Any]) -> Section:
     ]
     head = [">requests/s", "", *(f">{name}" for name in servers)]
     costs = echoing.cost_table("Processor time at that rate", measured, place="requests/s")
-    what = f"TCP echo, Protocol, {Point(CONNECTIONS, SIZE, 0, 0).place}"
+    what = f"TCP echo, Protocol, {Case.echo(CONNECTIONS, SIZE, 0, 0).place}"
     found = (
         comparing.compare(f"{what}, at {each['place']} requests/s", each["results"])
         for each in measured

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import echoing
 import harness
-from echoing import Point
+import loading
+from loading import Case
 from section import Section
 
 if TYPE_CHECKING:
@@ -23,11 +24,15 @@ KINDS = {"protocol": "Protocol", "streams": "streams"}
 
 def measure(run: Run) -> dict[str, Any]:
     """Measure each kind of server."""
-    full = [Point(10, 1024, 15, 20), Point(100, 1024, 15, 20), Point(10, 100 * 1024, 10, 20)]
-    points = run.pick(full, [Point(10, 1024, 8, 15)])
+    full = [
+        Case.echo(10, 1024, 15, 20),
+        Case.echo(100, 1024, 15, 20),
+        Case.echo(10, 100 * 1024, 10, 20),
+    ]
+    cases = run.pick(full, [Case.echo(10, 1024, 8, 15)])
     chosen = run.pick(list(KINDS), ["protocol"])
-    kinds = {kind: partial(_servers, run, kind) for kind in chosen}
-    return {"measured": echoing.measure_grid(run, kinds, dict.fromkeys(kinds, points))}
+    kinds = {kind: (partial(_servers, run, kind), cases) for kind in chosen}
+    return {"measured": loading.measure(run, kinds)}
 
 
 def _servers(run: Run, kind: str) -> list[Server]:

@@ -6,7 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import echoing
-from echoing import Point
+import loading
+from loading import Case
 from section import Section
 
 if TYPE_CHECKING:
@@ -22,10 +23,9 @@ KINDS = {"datagrams": "DatagramProtocol"}
 
 def measure(run: Run) -> dict[str, Any]:
     """Measure all loops."""
-    full = [Point(clients, size, 15, 20) for size in (64, 1024) for clients in (1, 10, 100)]
-    points = run.pick(full, [Point(10, 1024, 8, 15)])
-    kinds = {"datagrams": partial(_servers, run)}
-    return {"measured": echoing.measure_grid(run, kinds, {"datagrams": points})}
+    full = [Case.echo(clients, size, 15, 20) for size in (64, 1024) for clients in (1, 10, 100)]
+    cases = run.pick(full, [Case.echo(10, 1024, 8, 15)])
+    return {"measured": loading.measure(run, {"datagrams": (partial(_servers, run), cases)})}
 
 
 def _servers(run: Run) -> list[Server]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import echoing
-from echoing import Point
+import loading
+from loading import Case
 from section import Section
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ KINDS = {"protocol": "Protocol", "buffered": "BufferedProtocol", "streams": "str
 
 def measure(run: Run) -> dict[str, Any]:
     """Measure each kind of server."""
-    full = [Point(10, 1024, 15, 20), Point(100, 1024, 15, 20), Point(10, 100 * 1024, 10, 15)]
+    full = [
+        Case.echo(10, 1024, 15, 20),
+        Case.echo(100, 1024, 15, 20),
+        Case.echo(10, 100 * 1024, 10, 15),
+    ]
+    cases = run.pick(full, [Case.echo(10, 1024, 8, 15)])
     chosen = run.pick(list(KINDS), ["protocol"])
     with tempfile.TemporaryDirectory() as folder:
-        kinds = {kind: partial(_servers, run, kind, Path(folder, kind)) for kind in chosen}
-        points = run.pick(full, [Point(10, 1024, 8, 15)])
-        return {"measured": echoing.measure_grid(run, kinds, dict.fromkeys(kinds, points))}
+        kinds = {kind: (partial(_servers, run, kind, Path(folder, kind)), cases) for kind in chosen}
+        return {"measured": loading.measure(run, kinds)}
 
 
 def _servers(run: Run, kind: str, folder: Path) -> list[Server]:

@@ -111,5 +111,19 @@ def test_a_server_that_fails_is_left_out_and_named():
     servers = [FakeServer("kloop"), FakeServer("broken"), FakeServer("uvloop")]
     results = run.visit(servers, connections=10, size=64, rounds=20)
     assert list(results) == ["kloop", "uvloop"]
-    assert run.failures == {"broken, 10 x 64 B": "target 'broken' replied wrongly"}
+    assert run.failures == {"broken, 10 connections x 64 B": "target 'broken' replied wrongly"}
     assert client.visits[-1] == (["kloop", "uvloop"], 20)
+
+
+def test_bad_luck_gets_another_chance():
+    class Unlucky(FakeClient):
+        def run(self, servers, **options):
+            if not self.visits:
+                self.visits.append("bad luck")
+                raise BenchError("cannot wait for replies")
+            return super().run(servers, **options)
+
+    run = run_with(Unlucky())
+    results = run.visit([FakeServer("kloop")], connections=1, size=64, rounds=20)
+    assert list(results) == ["kloop"]
+    assert run.failures == {}
