@@ -21,9 +21,9 @@ QUESTION = "What does it cost to send or to receive a lot, and how fast does it 
 SECONDS = (40.0, 5.0)
 
 MB = 1_000_000
-TRANSFER_MB = 2
+TRANSFER_MB = 8
 DIRECTIONS = {"download": "server sends", "upload": "server receives"}
-CONNECTIONS = (1, 10)
+CONNECTIONS = (1, 4)
 PLACE = "connections"
 
 
