@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
     from section import Panel, Plot, Series
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; kloop has the darkest.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; all of kloop's are blue.
 COLOURS = {
     "kloop": "#0072B2",
+    "kloop.start_server": "#00304D",
+    "kloop, processes": "#8FC1E3",
     "asyncio": "#999999",
     "uvloop": "#E69F00",
     "rloop": "#009E73",
