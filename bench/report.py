@@ -26,16 +26,16 @@ compare ratios, not microseconds of different tables.
 Servers stay on CPU {server_cpu}, and the client spins on CPU {client_cpu}, so that no server pays
 for waking it. "kloop again" is a second process of the same, and how far it is from 1.00 is the
 noise. "floor" is a native echo server on epoll, which does nothing that an echo does not need. A
-peer in bold is the best one. All loops run with raised malloc thresholds, the best setting for most:
-without them, some and asyncio's streams take memory from the kernel and return it for each large
-read. A server that does not work in a measurement, or spins while nobody asks it for anything, is
-left out of it and named below it.
+peer in bold is the best one. All loops run with raised malloc thresholds, the best setting for
+most: without them, some of them and asyncio's streams take memory from the kernel and return it for
+each large read. A server that does not work in a measurement, or spins while nobody asks it for
+anything, is left out of it and named below it.
 
 Where a server under load of several connections was busy for less than {saturated:.0%} of the
-burst, it waited for the client. Its requests per second and latencies are then the client's and
-are dropped; its processor time per request stands, for it is the kernel's figure for that process
-alone. With one connection, server and client wait for each other by design, so that there is a
-latency to report, and no throughput.
+burst, it waited for the client, or for a CPU that something else had taken. Its requests per second
+and latencies are then not its own, and the measurement is dropped for all; processor time per
+request stands, for it is the kernel's figure for that process alone. With one connection, server
+and client wait for each other by design, so that there is a latency to report, and no throughput.
 """
 
 
