@@ -155,7 +155,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
 
 
 def _section(section: Section, pictures: str) -> list[str]:
-    parts = [_picture(plot, pictures) for plot in section.plots]
+    parts = [_picture(plot, pictures) for plot in section.plots if not plot.is_empty]
     parts += [table(each) for each in section.tables]
     return parts + section.notes
 

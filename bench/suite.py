@@ -119,15 +119,16 @@ def _write_report(
     sections: dict[str, Section],
     failed: dict[str, str],
 ) -> None:
-    text = report.render(facts, measured, sections, failed, pictures)
-    path.write_text(text, encoding="utf-8")
     folder = path.parent / pictures
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
     for section in sections.values():
         for plot in section.plots:
-            plots.write(plot, folder / f"{plot.name}.svg")
+            if not plot.is_empty:
+                plots.write(plot, folder / f"{plot.name}.svg")
+    text = report.render(facts, measured, sections, failed, pictures)
+    path.write_text(text, encoding="utf-8")
     print(f"report: {path}")
 
 

@@ -4,7 +4,7 @@ import report
 from figures import Spread
 from harness import BenchError
 from run import Progress, Run
-from section import Comparison, Goal, Section, Table
+from section import Comparison, Goal, Panel, Plot, Section, Series, Table
 
 FACTS = {
     "date": "2026-01-02",
@@ -67,6 +67,19 @@ def test_the_report_says_what_was_left_out_and_what_failed():
     assert "**Failed:** no servers" in text
     assert "- zloop: it does not listen" in text
     assert "| b |" in text
+
+
+def test_a_picture_of_nothing_is_not_shown():
+    nothing = Panel("p50", "", "", ["1"], [Series("kloop", [None])])
+    something = Panel("p99", "", "", ["1"], [Series("kloop", [2.0])])
+    plots = [
+        Plot("empty", "Empty", "lines", [nothing]),
+        Plot("half", "Half", "lines", [nothing, something]),
+    ]
+    measured = {"udp": {"data": {}, "failures": {}}}
+    text = report.render(FACTS, measured, {"udp": Section([], plots)}, {}, "pictures/")
+    assert "![Half](pictures/half.svg)" in text
+    assert "empty.svg" not in text
 
 
 def test_a_cell_that_failed_or_cannot_be_rendered_fails_alone():
