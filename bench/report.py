@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 NOTES = harness.BENCH / "notes.md"
 
+# The share of disturbed bursts that is worth a word.
+DISTURBED = 0.02
+
 METHOD = """\
 Each figure is an interleaved comparison within one run. All servers of a measurement are alive at
 once, and one native load client visits them in turn in short bursts, in reverse order every other
@@ -78,6 +81,12 @@ def render(
             parts.append(f"**Failed:** {failed[name]}")
         if name in sections:
             parts += _section(sections[name], pictures)
+        bursts, disturbed = content.get("bursts", 0), content.get("disturbed", 0)
+        if disturbed > DISTURBED * bursts:
+            parts.append(
+                f"The machine was not quiet: in {disturbed:,} of {bursts:,} bursts something else "
+                "took the client's CPU. Requests per second and latencies mean little here."
+            )
         if content.get("failures"):
             lines = [f"- {who}: {why}" for who, why in content["failures"].items()]
             parts.append("Left out of this or a part of it:\n\n" + "\n".join(lines))

@@ -167,6 +167,7 @@ def _measure(settings: argparse.Namespace, folder: Path) -> None:
     for name, cell in loaded.items():
         run.progress.begin(name)
         run.failures = {}
+        run.bursts = run.disturbed = 0
         began = time.monotonic()
         content: dict[str, Any] = {}
         try:
@@ -175,7 +176,12 @@ def _measure(settings: argparse.Namespace, folder: Path) -> None:
         except Exception as error:
             traceback.print_exc()
             content["error"] = str(error) or type(error).__name__
-        content |= {"failures": run.failures, "seconds": time.monotonic() - began}
+        content |= {
+            "failures": run.failures,
+            "bursts": run.bursts,
+            "disturbed": run.disturbed,
+            "seconds": time.monotonic() - began,
+        }
         _write(folder / f"{name}.json", content)
         run.progress.end()
         _write(folder / RUN_FILE, {**facts, "seconds": time.monotonic() - started})
