@@ -21,9 +21,9 @@ LOOPS = ("kloop", "asyncio", "uvloop", "rloop", "rsloop", "zuvloop", "zloop")
 # In the folder of the virtual environment.
 LEFT_OUT = "left-out.json"
 
-# asyncio and rloop allocate their largest read for each read, and uvloop does so over TLS. glibc
-# may fetch that from the kernel and return it each time, at several times the cost of an echo,
-# depending on the state of the heap. With these limits raised it does not. Every peer gets them.
+# Some loops allocate their largest read for each read, and asyncio's StreamReader copies as much.
+# glibc may fetch that from the kernel and return it each time, at several times the cost of an
+# echo, depending on the state of the heap. With these limits raised it does not. All get them.
 CALM_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "268435456",
@@ -37,12 +37,7 @@ class Contender:
     # What tables call it, and the module whose new_event_loop() makes the loop.
     name: str
     loop: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_peer(self) -> bool:
-        """Whether kloop is compared with it."""
-        return self.loop != KLOOP
+    environment: Mapping[str, str] = field(default_factory=lambda: CALM_MALLOC)
 
 
 def find(loops: tuple[str, ...] = LOOPS) -> tuple[list[Contender], dict[str, str]]:
@@ -52,7 +47,7 @@ def find(loops: tuple[str, ...] = LOOPS) -> tuple[list[Contender], dict[str, str
         if reason := missing(loop):
             left_out[loop] = reason
         else:
-            here.append(Contender(loop, loop, {} if loop == KLOOP else CALM_MALLOC))
+            here.append(Contender(loop, loop))
     if any(each.loop == KLOOP for each in here):
         here.append(Contender(AGAIN, KLOOP))
     return here, left_out

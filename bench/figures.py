@@ -81,6 +81,13 @@ def client_was_the_limit(result: Mapping[str, Any], cpus: float = 1.0) -> bool:
     return bool(Spread.of(cpus_used(result)).median < SATURATED * cpus)
 
 
+def disturbed(result: Mapping[str, Any]) -> int:
+    """Count the bursts in which a client that spins did not have its CPU for itself."""
+    return sum(
+        entry["client_cpu_us"] / 1e6 < SATURATED * entry["seconds"] for entry in result["rounds"]
+    )
+
+
 def best(costs: Mapping[str, float], names: Sequence[str]) -> str | None:
     """Find which of `names` has the smallest of `costs`, or None if none has any."""
     here = [name for name in names if name in costs]

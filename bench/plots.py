@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
     from section import Panel, Plot, Series
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; kloop has the darkest.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; all of kloop's are blue.
 COLOURS = {
     "kloop": "#0072B2",
+    "kloop.start_server": "#00304D",
+    "kloop, processes": "#8FC1E3",
     "asyncio": "#999999",
     "uvloop": "#E69F00",
     "rloop": "#009E73",
@@ -42,13 +44,14 @@ STYLE: dict[str, Any] = {
 
 
 def write(plot: Plot, path: Path) -> None:
-    """Draw `plot` into the file `path`, as SVG; the same data make the same bytes."""
+    """Draw `plot`, which is not empty, into `path`; the same data make the same bytes."""
+    panels = [panel for panel in plot.panels if not panel.is_empty]
     draw = _bars if plot.kind == "bars" else _lines
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=_size(plot), layout="constrained")
-        axes = figure.subplots(1, len(plot.panels), sharey=plot.log_y, squeeze=False)[0]
+        axes = figure.subplots(1, len(panels), sharey=plot.log_y, squeeze=False)[0]
         colours = _colours(plot)
-        for each, panel in zip(axes, plot.panels, strict=True):
+        for each, panel in zip(axes, panels, strict=True):
             draw(each, panel, colours)
             each.set_title(panel.title)
             each.set_xlabel(panel.x_label)

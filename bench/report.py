@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 NOTES = harness.BENCH / "notes.md"
 
+# The share of disturbed bursts that is worth a word.
+DISTURBED = 0.02
+
 METHOD = """\
 Each figure is an interleaved comparison within one run. All servers of a measurement are alive at
 once, and one native load client visits them in turn in short bursts, in reverse order every other
@@ -26,15 +29,16 @@ compare ratios, not microseconds of different tables.
 Servers stay on CPU {server_cpu}, and the client spins on CPU {client_cpu}, so that no server pays
 for waking it. "kloop again" is a second process of the same, and how far it is from 1.00 is the
 noise. "floor" is a native echo server on epoll, which does nothing that an echo does not need. A
-peer in bold is the best one. Peers run with raised malloc thresholds, their best setting; kloop
-runs as it is. A server that does not work in a measurement, or spins while nobody asks it for
+peer in bold is the best one. All loops run with raised malloc thresholds, the best setting for
+most: without them, some of them and asyncio's streams take memory from the kernel and return it for
+each large read. A server that does not work in a measurement, or spins while nobody asks it for
 anything, is left out of it and named below it.
 
 Where a server under load of several connections was busy for less than {saturated:.0%} of the
-burst, it waited for the client. Its requests per second and latencies are then the client's and
-are dropped; its processor time per request stands, for it is the kernel's figure for that process
-alone. With one connection, server and client wait for each other by design, so that there is a
-latency to report, and no throughput.
+burst, it waited for the client, or for a CPU that something else had taken. Its requests per second
+and latencies are then not its own, and the measurement is dropped for all; processor time per
+request stands, for it is the kernel's figure for that process alone. With one connection, server
+and client wait for each other by design, so that there is a latency to report, and no throughput.
 """
 
 
@@ -77,6 +81,12 @@ def render(
             parts.append(f"**Failed:** {failed[name]}")
         if name in sections:
             parts += _section(sections[name], pictures)
+        bursts, disturbed = content.get("bursts", 0), content.get("disturbed", 0)
+        if disturbed > DISTURBED * bursts:
+            parts.append(
+                f"The machine was not quiet: in {disturbed:,} of {bursts:,} bursts something else "
+                "took the client's CPU. Requests per second and latencies mean little here."
+            )
         if content.get("failures"):
             lines = [f"- {who}: {why}" for who, why in content["failures"].items()]
             parts.append("Left out of this or a part of it:\n\n" + "\n".join(lines))
@@ -154,7 +164,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
 
 
 def _section(section: Section, pictures: str) -> list[str]:
-    parts = [_picture(plot, pictures) for plot in section.plots]
+    parts = [_picture(plot, pictures) for plot in section.plots if not plot.is_empty]
     parts += [table(each) for each in section.tables]
     return parts + section.notes
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import figures
 import harness
 from harness import BenchError, LoadResult, Server
 
@@ -76,6 +77,9 @@ class Run:
     progress: Progress
     # Why a server could not take part in a measurement: both to the reason.
     failures: dict[str, str] = field(default_factory=dict)
+    # Bursts of a client that spins, and those of them in which something else took its CPU.
+    bursts: int = 0
+    disturbed: int = 0
 
     def pick[T](self, full: T, quick: T) -> T:
         """Choose by the kind of run."""
@@ -152,6 +156,9 @@ class Run:
                 raise failure from None
             # If none fails alone, it may have been bad luck.
             results = visit(good, rounds, warmup_ms)
+        if not sleep:
+            self.bursts += sum(len(result["rounds"]) for result in results)
+            self.disturbed += sum(figures.disturbed(result) for result in results)
         return {result["name"]: result for result in results}
 
 

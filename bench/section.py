@@ -53,6 +53,11 @@ class Panel:
     places: list[str]
     series: list[Series]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return all(value is None for series in self.series for value in series.values)
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -66,6 +71,11 @@ class Plot:
     # A line across at this value: what all others are compared with.
     reference: float | None = None
     alt: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return all(panel.is_empty for panel in self.panels)
 
 
 @dataclass(frozen=True)

@@ -119,15 +119,16 @@ def _write_report(
     sections: dict[str, Section],
     failed: dict[str, str],
 ) -> None:
-    text = report.render(facts, measured, sections, failed, pictures)
-    path.write_text(text, encoding="utf-8")
     folder = path.parent / pictures
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
     for section in sections.values():
         for plot in section.plots:
-            plots.write(plot, folder / f"{plot.name}.svg")
+            if not plot.is_empty:
+                plots.write(plot, folder / f"{plot.name}.svg")
+    text = report.render(facts, measured, sections, failed, pictures)
+    path.write_text(text, encoding="utf-8")
     print(f"report: {path}")
 
 
@@ -166,6 +167,7 @@ def _measure(settings: argparse.Namespace, folder: Path) -> None:
     for name, cell in loaded.items():
         run.progress.begin(name)
         run.failures = {}
+        run.bursts = run.disturbed = 0
         began = time.monotonic()
         content: dict[str, Any] = {}
         try:
@@ -174,7 +176,12 @@ def _measure(settings: argparse.Namespace, folder: Path) -> None:
         except Exception as error:
             traceback.print_exc()
             content["error"] = str(error) or type(error).__name__
-        content |= {"failures": run.failures, "seconds": time.monotonic() - began}
+        content |= {
+            "failures": run.failures,
+            "bursts": run.bursts,
+            "disturbed": run.disturbed,
+            "seconds": time.monotonic() - began,
+        }
         _write(folder / f"{name}.json", content)
         run.progress.end()
         _write(folder / RUN_FILE, {**facts, "seconds": time.monotonic() - started})

@@ -67,7 +67,7 @@ def _cases(run: Run, kind: str) -> list[Case]:
     for connections in CONNECTIONS:
         for size in SIZES:
             if size == GOAL_SIZE and connections in GOAL_CONNECTIONS:
-                cases.append(Case.echo(connections, size, 30, 20))
+                cases.append(Case.echo(connections, size, 40, 20))
             else:
                 cases.append(Case.echo(connections, size, 10, 30 if connections == 1000 else 15))
     return cases

@@ -4,7 +4,7 @@ import report
 from figures import Spread
 from harness import BenchError
 from run import Progress, Run
-from section import Comparison, Goal, Section, Table
+from section import Comparison, Goal, Panel, Plot, Section, Series, Table
 
 FACTS = {
     "date": "2026-01-02",
@@ -69,6 +69,28 @@ def test_the_report_says_what_was_left_out_and_what_failed():
     assert "| b |" in text
 
 
+def test_the_report_says_where_the_machine_was_not_quiet():
+    quiet = {"data": {}, "failures": {}, "bursts": 100, "disturbed": 2}
+    loud = {"data": {}, "failures": {}, "bursts": 100, "disturbed": 3}
+    text = report.render(FACTS, {"udp": quiet, "unix": loud}, {}, {}, "")
+    before, _, after = text.partition("## Unix stream echo")
+    assert "not quiet" not in before
+    assert "in 3 of 100 bursts" in after
+
+
+def test_a_picture_of_nothing_is_not_shown():
+    nothing = Panel("p50", "", "", ["1"], [Series("kloop", [None])])
+    something = Panel("p99", "", "", ["1"], [Series("kloop", [2.0])])
+    plots = [
+        Plot("empty", "Empty", "lines", [nothing]),
+        Plot("half", "Half", "lines", [nothing, something]),
+    ]
+    measured = {"udp": {"data": {}, "failures": {}}}
+    text = report.render(FACTS, measured, {"udp": Section([], plots)}, {}, "pictures/")
+    assert "![Half](pictures/half.svg)" in text
+    assert "empty.svg" not in text
+
+
 def test_a_cell_that_failed_or_cannot_be_rendered_fails_alone():
     measured = {
         "tls": {"error": "no servers", "failures": {}},
@@ -93,11 +115,13 @@ class FakeClient:
         self.visits = []
 
     def run(self, servers, *, rounds, **_):
+        busy = {"requests": 1, "seconds": 1.0, "server_cpu_us": 1.0, "client_cpu_us": 1e6}
+        idle = {**busy, "client_cpu_us": 0.5e6}
         names = [server.name for server in servers]
         self.visits.append((names, rounds))
         if "broken" in names:
             raise BenchError("target 'broken' replied wrongly")
-        return [{"name": name} for name in names]
+        return [{"name": name, "rounds": [busy, idle]} for name in names]
 
 
 def run_with(client):
@@ -113,6 +137,7 @@ def test_a_server_that_fails_is_left_out_and_named():
     assert list(results) == ["kloop", "uvloop"]
     assert run.failures == {"broken, 10 connections x 64 B": "target 'broken' replied wrongly"}
     assert client.visits[-1] == (["kloop", "uvloop"], 20)
+    assert (run.disturbed, run.bursts) == (2, 4)
 
 
 def test_bad_luck_gets_another_chance():
