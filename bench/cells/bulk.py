@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 TITLE = "Bulk, one way"
 QUESTION = "What does it cost to send or to receive a lot, and how fast does it go?"
-SECONDS = (40.0, 5.0)
+SECONDS = (55.0, 7.0)
 
 MB = 1_000_000
-TRANSFER_MB = 2
+TRANSFER_MB = 8
 DIRECTIONS = {"download": "server sends", "upload": "server receives"}
-CONNECTIONS = (1, 10)
+CONNECTIONS = (1, 4)
 PLACE = "connections"
 
 
