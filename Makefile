@@ -1,6 +1,6 @@
 # PYTHON=/path/to/python3 chooses the interpreter; see scripts/find-python.sh for what is taken
 # without it. What is built stays in this folder: .venv, target, bench/load/target, bench/.venv.
-# BENCH="--only echo" passes options on to bench/suite.py.
+# BENCH=... passes options on to bench/suite.py: "--only echo", "--publish" (docs/benchmarks.md).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET MAKEFLAGS

@@ -50,15 +50,16 @@ def cost_table(
     shown = [name for name in servers if name != AGAIN]
     has_floor = FLOOR in servers
     head = [place, *(f">{name}" for name in shown)]
+    ours = [name for name in (KLOOP, NATIVE) if name in servers]
     if has_floor:
-        head.append(">kloop / floor")
+        head += [f">{name} / floor" for name in ours]
     head += [">kloop / best peer", f">{AGAIN} / kloop"]
     rows = []
     for each in measured:
         results: Results = each["results"]
         row = [each["place"], *comparing.cost_row(results, shown)]
         if has_floor:
-            row.append(show(comparing.ratio(results, KLOOP, FLOOR)))
+            row += [show(comparing.ratio(results, name, FLOOR)) for name in ours]
         comparison = comparing.compare("", results)
         row.append(show(comparison.ratio if comparison else None))
         row.append(show(comparing.ratio(results, AGAIN, KLOOP)))

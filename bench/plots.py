@@ -95,14 +95,18 @@ def _colours(plot: Plot) -> dict[str, str]:
 
 def _bars(axes: Any, panel: Panel, colours: dict[str, str]) -> None:
     width = 0.85 / max(1, len(panel.series))
-    for number, series in enumerate(panel.series):
-        places = [
-            place + (number - (len(panel.series) - 1) / 2) * width
-            for place in range(len(panel.places))
-        ]
+    # The bars at each place, without gaps.
+    groups = [
+        [series.name for series in panel.series if series.values[place] is not None]
+        for place in range(len(panel.places))
+    ]
+    for series in panel.series:
         here = [index for index, value in enumerate(series.values) if value is not None]
         axes.bar(
-            [places[index] for index in here],
+            [
+                place + (groups[place].index(series.name) - (len(groups[place]) - 1) / 2) * width
+                for place in here
+            ],
             [series.values[index] for index in here],
             width,
             label=series.name,

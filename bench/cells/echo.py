@@ -85,10 +85,16 @@ def render(data: dict[str, Any]) -> Section:
         tables.append(
             echoing.rate_table(f"Requests per second and latency, {KINDS[kind]}", at_goal)
         )
+    native = (
+        comparing.compare(f"TCP echo, {NATIVE}, {each['place']}", each["results"], NATIVE)
+        for each in by_kind["streams"]
+    )
+    comparisons = echoing.comparisons("TCP echo", measured, KINDS)
+    comparisons += [each for each in native if each is not None]
     return Section(
         tables=tables,
         plots=[_against_floor(by_kind)],
-        comparisons=echoing.comparisons("TCP echo", measured, KINDS),
+        comparisons=comparisons,
         goals=_goals(measured),
     )
 
