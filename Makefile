@@ -1,12 +1,11 @@
 # PYTHON=/path/to/python3 chooses the interpreter; see scripts/find-python.sh for what is taken
-# without it. What is built stays in this folder: .venv, target, bench/load/target.
+# without it. What is built stays in this folder: .venv, target, bench/load/target, bench/.venv.
+# BENCH=... passes options on to bench/suite.py: "--only echo", "--publish" (docs/benchmarks.md).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET MAKEFLAGS
 
 client := cargo build --release --manifest-path bench/load/Cargo.toml
-
-PEERS := uvloop==0.23.0
 
 .PHONY: help
 help: ## list the targets
@@ -52,15 +51,16 @@ client:
 	@$(client)
 
 .PHONY: bench
-bench: build client ## compare with asyncio and uvloop, in one run
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
-	.venv/bin/python bench/echo.py
-	.venv/bin/python bench/echo.py --transport unix
-	.venv/bin/python bench/echo.py --transport udp
-	.venv/bin/python bench/pipes.py
-	.venv/bin/python bench/cores.py
+bench: build client ## compare with the other loops, in one run, and write a report
+	@.venv/bin/python bench/environment.py
+	bench/.venv/bin/python bench/suite.py $(BENCH)
+
+.PHONY: bench-quick
+bench-quick: build client ## the same with few cases, in under three minutes
+	@.venv/bin/python bench/environment.py
+	bench/.venv/bin/python bench/suite.py --quick $(BENCH)
 
 .PHONY: clean
 clean: ## remove all that was built, .venv too
-	rm -rf .venv target bench/load/target python/kloop/_kloop*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv target bench/.venv bench/load/target python/kloop/_kloop*.so .mypy_cache .ruff_cache .pytest_cache
 	find python tests bench examples -name __pycache__ -prune -exec rm -rf {} +

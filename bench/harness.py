@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: server processes, the load client, tables.
+"""Server processes and the load client.
 
 The method in short. All servers of a comparison are alive at once, and one load client
 visits them in turn in short bursts, in reverse order every other round. Two servers are
@@ -12,31 +12,38 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 BENCH = Path(__file__).resolve().parent
 SERVERS = BENCH / "servers"
 LOAD_MANIFEST = BENCH / "load" / "Cargo.toml"
 
-START_SECONDS = 30.0
+START_SECONDS = 15.0
 STOP_SECONDS = 5.0
+
+# A server that uses more of a CPU than this while nobody asks it for anything spins, and
+# would take time from whoever is measured.
+IDLE_SECONDS = 0.1
+IDLE_SHARE = 0.05
 
 
 class BenchError(Exception):
     """A benchmark cannot go on; the message says why in one line."""
+
+
+class TookTooLong(Exception):
+    """A time limit is over. No `BenchError`, lest it be taken for one server's failure."""
 
 
 class LoadRound(TypedDict):
@@ -74,28 +81,6 @@ class LoadResult(TypedDict):
     rounds: list[LoadRound]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The median and the quartiles of a figure over the rounds."""
-
-    median: float
-    lower: float
-    upper: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """Summarise `values`, of which there is at least one."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, lower, upper)
-
-    def __format__(self, spec: str) -> str:
-        """Format all three, each by `spec`, as `median (lower-upper)`."""
-        lower, upper = format(self.lower, spec), format(self.upper, spec)
-        return f"{format(self.median, spec)} ({lower}-{upper})"
-
-
 class Server:
     """A server process, from its start until the end of a `with` block.
 
@@ -106,41 +91,52 @@ class Server:
     def __init__(
         self,
         name: str,
-        script: str,
-        *arguments: str,
+        *command: str | Path,
         environment: Mapping[str, str] | None = None,
         descriptors: Sequence[int] = (),
     ) -> None:
-        """Prepare `script` from the servers' folder; `name` is for the reports.
+        """Prepare `command`; `name` is for the reports.
 
+        A command that begins with a name ending in `.py` is a script of the servers' folder.
         The server inherits `descriptors`.
         """
+        first, *arguments = map(str, command)
         self.name = name
         self.lines: list[str] = []
         self._address: str | None = None
-        self._command = [sys.executable, str(SERVERS / script), *arguments]
+        script = [sys.executable, str(SERVERS / first)] if first.endswith(".py") else [first]
+        self._command = [*script, *arguments]
         self._environment = {**os.environ, **(environment or {})}
         self._descriptors = descriptors
         self._listens = threading.Event()
+        self._errors: list[str] = []
+        self._stopped = False
 
     def __enter__(self) -> Self:
         """Start the server and wait until it listens."""
-        # A session of its own, so that an interrupt from the terminal stops the
-        # benchmark, which then stops its servers.
+        # A process group of its own, so that an interrupt from the terminal stops the benchmark,
+        # which then stops its servers. Not a session: the scheduler shares the CPUs out between
+        # sessions, so that a server of two processes would get twice what one of two threads gets.
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
+            process_group=0,
             pass_fds=self._descriptors,
         )
+        self._readers = [
+            threading.Thread(target=read, daemon=True) for read in (self._read, self._read_errors)
+        ]
         try:
-            self._reader = threading.Thread(target=self._read, daemon=True)
-            self._reader.start()
+            for reader in self._readers:
+                reader.start()
             if not self._listens.wait(START_SECONDS) or self._address is None:
-                raise BenchError(f"the server '{self.name}' does not listen")
+                self._kill()
+                self._readers[1].join(STOP_SECONDS)
+                raise BenchError(self._describe("does not listen"))
         except BaseException:
             self._kill()
             raise
@@ -152,30 +148,60 @@ class Server:
 
     def stop(self) -> None:
         """Ask the server to end, kill it if it does not, and collect its last lines."""
-        if self._process.poll() is None:
-            self._process.terminate()
+        if self._stopped:
+            return
+        self._stopped = True
+        self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            print(f"the server '{self.name}' had to be killed", file=sys.stderr)
+            pass
         finally:
             self._kill()
-            self._reader.join(STOP_SECONDS)
+            for reader in self._readers:
+                reader.join(STOP_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    @property
+    def pids(self) -> list[int]:
+        """All processes of the server."""
+        return [self._process.pid]
+
+    @property
+    def address(self) -> str:
+        """Where it listens, in the words of the load client."""
+        assert self._address is not None
+        return self._address
 
     @property
     def target(self) -> str:
         """The server, as the load client's `--target` has it."""
-        return f"{self.name}={self._address}@{self._process.pid}"
+        return f"{self.name}={self._address}@{'+'.join(map(str, self.pids))}"
 
     def cpu_seconds(self) -> float:
         """Read the processor time that the server has used so far."""
         # The clock of another process: clock_getcpuclockid(3) of the C library computes it so.
         return time.clock_gettime((~self._process.pid << 3) | 2)
 
+    def alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
+    def _describe(self, fault: str) -> str:
+        reason = f": {self._errors[-1]}" if self._errors else ""
+        return f"the server '{self.name}' {fault}{reason}"
+
     def _kill(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        # With all that it started.
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -189,49 +215,76 @@ class Server:
                     self.lines.append(line.strip())
         self._listens.set()
 
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stderr:
+            for line in stderr:
+                if line.strip():
+                    self._errors = [*self._errors[-20:], line.strip()]
+
+
+def spinning[S: Server](servers: Sequence[S]) -> list[S]:
+    """Find the servers that use the processor while nobody asks them for anything."""
+    before = [server.cpu_seconds() for server in servers]
+    time.sleep(IDLE_SECONDS)
+    return [
+        server
+        for server, then in zip(servers, before, strict=True)
+        if server.cpu_seconds() - then > IDLE_SHARE * IDLE_SECONDS
+    ]
+
 
 class LoadClient:
-    """The native load client."""
+    """The native load client, and the floor: a native echo server."""
 
     def __init__(self) -> None:
-        """Build the client, unless it is built."""
+        """Build both, unless they are built."""
         folder = os.environ.get("CARGO_TARGET_DIR")
         target = Path(folder).absolute() if folder else LOAD_MANIFEST.parent / "target"
-        self._binary = target / "release" / "kloop-load"
+        self.binary = target / "release" / "kloop-load"
+        self.floor = target / "release" / "kloop-floor"
         if shutil.which("cargo"):
             command = ["cargo", "build", "--release", "--quiet", "--locked"]
             command += ["--manifest-path", str(LOAD_MANIFEST), "--target-dir", str(target)]
             if subprocess.run(command, check=False).returncode:
                 raise BenchError("the load client cannot be built")
-        elif not self._binary.exists():
+        elif not self.binary.exists():
             raise BenchError("the load client is not built, and there is no cargo")
 
     def run(
         self,
-        servers: Iterable[Server],
+        servers: Sequence[Server],
         *,
         connections: int,
-        size: int,
+        size: int | None,
         rounds: int,
         burst_ms: int,
         warmup_ms: int,
         cpu: int | None = None,
         sleep: bool = False,
+        options: Sequence[str] = (),
     ) -> list[LoadResult]:
-        """Visit `servers` in turn; the results come in their order."""
-        command = [str(self._binary)]
+        """Visit `servers` in turn; the results come in their order.
+
+        The work is an echo of `size` bytes, unless `options`, further ones of the client's command
+        line, name another.
+        """
+        command = [str(self.binary)]
         for server in servers:
             command += ["--target", server.target]
-        command += ["--connections", str(connections), "--size", str(size)]
+        command += ["--connections", str(connections)]
+        if size is not None:
+            command += ["--size", str(size)]
         command += ["--rounds", str(rounds), "--burst-ms", str(burst_ms)]
-        command += ["--warmup-ms", str(warmup_ms)]
+        command += ["--warmup-ms", str(warmup_ms), *options]
         if cpu is not None:
             command += ["--cpu", str(cpu)]
         if sleep:
             command.append("--sleep")
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise BenchError("the load client gave up; see its message above")
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise BenchError(lines[0].removeprefix("kloop-load: "))
         results = cast("list[LoadResult]", json.loads(done.stdout)["targets"])
         for result in results:
             if result["requests"] == 0:
@@ -239,95 +292,49 @@ class LoadClient:
         return results
 
 
-def missing(module: str) -> str | None:
-    """Why `module` cannot be imported by a server, or None if it can."""
-    command = [sys.executable, "-c", f"import {module}"]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode == 0:
-        return None
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if reason == f"ModuleNotFoundError: No module named '{module}'":
-        return "not installed"
-    return f"cannot be imported ({reason})"
+def run_script(
+    *command: str | Path,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 120.0,
+) -> Any:
+    """Run a script of the servers' folder to its end and read the JSON that it prints."""
+    script, *arguments = map(str, command)
+    try:
+        done = subprocess.run(
+            [sys.executable, str(SERVERS / script), *arguments],
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"{script} took longer than {timeout:.0f} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise BenchError(lines[-1])
+    return json.loads(done.stdout)
 
 
-def cpu_per_request(result: LoadResult) -> list[float]:
-    """Compute the server's processor time per request in us, round by round."""
-    return [
-        (entry["server_cpu_us"] or 0.0) / max(entry["requests"], 1) for entry in result["rounds"]
-    ]
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Let the body fail once it has taken too long."""
 
+    def give_up(_number: int, _frame: object) -> None:
+        raise TookTooLong(f"took longer than {seconds:.0f} s")
 
-def cpus_used(result: LoadResult) -> list[float]:
-    """Compute how many CPUs the server kept busy, round by round."""
-    return [(entry["server_cpu_us"] or 0.0) / 1e6 / entry["seconds"] for entry in result["rounds"]]
-
-
-def rates(result: LoadResult) -> list[float]:
-    """Compute the requests per second, round by round."""
-    return [entry["requests"] / entry["seconds"] for entry in result["rounds"]]
-
-
-def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Divide round by round, leaving out rounds in which nothing was answered."""
-    pairs = zip(numerators, denominators, strict=True)
-    return [above / below for above, below in pairs if above > 0 and below > 0]
-
-
-def table_head(heads: Sequence[str]) -> str:
-    """Render the head of a Markdown table; `>` before a name aligns its column to the right."""
-    marks = ["--:" if head.startswith(">") else "---" for head in heads]
-    return table_row([head.removeprefix(">") for head in heads]) + "\n" + table_row(marks)
-
-
-def table_row(cells: Sequence[str]) -> str:
-    """Render a line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def environment() -> dict[str, Any]:
-    """Where a result was taken, as far as it matters for reading it."""
-    return {
-        "python": platform.python_version(),
-        "build": platform.python_build()[0],
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cpus": len(cpus()),
-        "load_average": os.getloadavg()[0],
-    }
-
-
-def describe_environment(facts: Mapping[str, Any]) -> str:
-    """Put the result of `environment` in one line."""
-    return (
-        f"CPython {facts['python']}, kernel {facts['kernel']}, {facts['machine']}, "
-        f"{facts['cpus']} CPUs, load average at the start {facts['load_average']:.2f}"
-    )
-
-
-def write_json(path: Path | None, content: object) -> None:
-    """Write `content` to `path`, if there is one."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def cpus() -> list[int]:
     """List the CPUs this process may use."""
     return sorted(os.sched_getaffinity(0))
-
-
-def numbers(text: str) -> list[int]:
-    """Read a list such as `10,100` of positive numbers, for an argument parser."""
-    values = [int(part) for part in text.split(",")]
-    if min(values) < 1:
-        raise ValueError(text)
-    return values
-
-
-def names(text: str) -> list[str]:
-    """Read a list such as `a,b`, for an argument parser."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def end_on_signals() -> None:

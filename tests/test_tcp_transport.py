@@ -55,6 +55,7 @@ async def test_extra_info(loop: Loop, accepted: bool) -> None:
         assert info("unknown", "default") == "default"
         assert info("unknown", default="default") == "default"
         assert info("peername", "default") == link.peer.getsockname()
+        assert info("peername") is info("peername")
 
 
 async def test_the_addresses_are_known_after_the_end(loop: Loop) -> None:

@@ -33,4 +33,4 @@ class Echo(asyncio.BufferedProtocol):
 
 
 if __name__ == "__main__":
-    serving.serve_streams(Echo, __doc__)
+    serving.serve_protocol(Echo, __doc__)

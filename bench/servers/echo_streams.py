@@ -1,8 +1,10 @@
-"""An echo server with streams."""
+"""An echo server with streams: asyncio's, or with `--native` those of the loop's module."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
+from typing import Any
 
 import serving
 
@@ -21,10 +23,25 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.close()
 
 
-def protocol() -> asyncio.StreamReaderProtocol:
-    """Make the protocol that `asyncio.start_server` makes."""
-    return asyncio.StreamReaderProtocol(asyncio.StreamReader(), echo)
+def main() -> None:
+    """Serve."""
+    options = serving.parse(__doc__)
+    module: Any = importlib.import_module(options.loop) if options.native else asyncio
+
+    async def listen() -> serving.Listening:
+        tls = options.context()
+        if options.unix:
+            server = await module.start_unix_server(
+                echo, options.unix, backlog=serving.BACKLOG, ssl=tls
+            )
+        else:
+            server = await module.start_server(
+                echo, serving.HOST, 0, backlog=serving.BACKLOG, ssl=tls
+            )
+        return serving.address_of(server, options), server
+
+    serving.run(listen, options)
 
 
 if __name__ == "__main__":
-    serving.serve_streams(protocol, __doc__)
+    main()

@@ -85,7 +85,7 @@ async def serve(kind: str, pipes: list[tuple[int, int]]) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loop", choices=serving.LOOPS, default="asyncio")
+    parser.add_argument("--loop", default="asyncio", help="the module with new_event_loop")
     parser.add_argument("--cpu", type=int, help="stay on this CPU")
     parser.add_argument("--kind", choices=("echo", "sink", "source"), default="echo")
     parser.add_argument("pipes", nargs="+", metavar="READ:WRITE", help="descriptors")

@@ -3,7 +3,9 @@
 //! The calls never wait on a descriptor that [`set_nonblocking`] was called for.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
+use std::slice;
 
 use super::socket::{IOV_MAX, check, file_type, retry};
 
@@ -53,6 +55,16 @@ pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
 pub fn read(fd: RawFd, buf: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the pointer and length are those of an exclusively borrowed slice.
     retry(|| unsafe { libc::read(fd, buf.as_mut_ptr().cast(), buf.len()) })
+}
+
+/// Like [`read`], into memory that may be uninitialised; returns what was read.
+#[inline]
+pub fn read_uninit(fd: RawFd, room: &mut [MaybeUninit<u8>]) -> io::Result<&mut [u8]> {
+    let start = room.as_mut_ptr();
+    // SAFETY: the pointer and length are those of an exclusively borrowed slice.
+    let count = retry(|| unsafe { libc::read(fd, start.cast(), room.len()) })?;
+    // SAFETY: the kernel has written so many bytes, at most as many as there is room for.
+    Ok(unsafe { slice::from_raw_parts_mut(start.cast(), count) })
 }
 
 /// Writes as much as there is room for: write(2).

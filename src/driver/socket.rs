@@ -6,6 +6,7 @@ use std::mem::{MaybeUninit, offset_of, size_of};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::slice;
 use std::time::Duration;
 
 /// The most parts that sendmsg(2) and writev(2) take: `UIO_MAXIOV` of linux/uio.h.
@@ -43,6 +44,16 @@ pub fn ignore_would_block(result: io::Result<usize>) -> io::Result<usize> {
 pub fn recv(fd: RawFd, buf: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the pointer and length are those of an exclusively borrowed slice.
     retry(|| unsafe { libc::recv(fd, buf.as_mut_ptr().cast(), buf.len(), libc::MSG_DONTWAIT) })
+}
+
+/// Like [`recv`], into memory that may be uninitialised; returns what was received.
+#[inline]
+pub fn recv_uninit(fd: RawFd, room: &mut [MaybeUninit<u8>]) -> io::Result<&mut [u8]> {
+    let start = room.as_mut_ptr();
+    // SAFETY: the pointer and length are those of an exclusively borrowed slice.
+    let count = retry(|| unsafe { libc::recv(fd, start.cast(), room.len(), libc::MSG_DONTWAIT) })?;
+    // SAFETY: the kernel has written so many bytes, at most as many as there is room for.
+    Ok(unsafe { slice::from_raw_parts_mut(start.cast(), count) })
 }
 
 /// Sends as much as there is room for: send(2) with `MSG_DONTWAIT | MSG_NOSIGNAL`.

@@ -22,6 +22,7 @@ mod watch;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::CStr;
+use std::hint::black_box;
 use std::os::fd::RawFd;
 
 pub use choose::{chosen_driver, open_driver};
@@ -205,7 +206,10 @@ impl EventLoop {
     /// Runs `body` with the receive buffer, of [`READ_SIZE`] bytes. It must not run Python.
     pub fn with_scratch<R>(&self, body: impl FnOnce(&mut [u8]) -> R) -> R {
         let mut scratch = self.scratch.take();
-        scratch.resize(READ_SIZE, 0);
+        if scratch.is_empty() {
+            keep_reads_in_the_heap();
+            scratch.resize(READ_SIZE, 0);
+        }
         let result = body(&mut scratch);
         self.scratch.replace(scratch);
         result
@@ -494,4 +498,10 @@ impl Native for EventLoop {
         self.task_factory.set(None);
         self.set_mailbox(None);
     }
+}
+
+/// glibc takes memory of the size of a long read from the kernel and returns it, each time, until a
+/// piece as large has been freed whole (mallopt(3), `M_MMAP_THRESHOLD`); reads are cut before that.
+fn keep_reads_in_the_heap() {
+    drop(black_box(Vec::<u8>::with_capacity(READ_SIZE + 4096)));
 }

@@ -1,6 +1,7 @@
 //! Conversions between Rust values and Python objects.
 
 use std::ffi::{CStr, c_int};
+use std::mem::MaybeUninit;
 
 use pyo3_ffi as ffi;
 
@@ -125,22 +126,25 @@ unsafe extern "C" {
 }
 
 impl Obj {
-    /// A `bytes` that `fill` writes: it gets room for `size` bytes, zeroed, and returns how many of
-    /// them to keep. Where it fails, so does this, with its error inside.
+    /// A `bytes` that `fill` writes: it gets room for `size` bytes and returns the beginning of it
+    /// that it has written, which is kept. Where it fails, so does this, with its error inside.
     pub fn bytes_filled<E>(
         _: Gil,
         size: usize,
-        fill: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
+        fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> std::result::Result<&mut [u8], E>,
     ) -> Result<std::result::Result<Obj, E>> {
         // SAFETY: attached (token). The new object is ours alone until it is returned, and has
-        // `size` bytes; resizing takes it over and leaves null where it fails.
+        // `size` bytes, of which nobody reads those that were not written; resizing takes it over
+        // and leaves null where it fails.
         unsafe {
             let made = ffi::PyBytes_FromStringAndSize(std::ptr::null(), size as ffi::Py_ssize_t);
             let made = Obj::owned(made)?;
-            let data = ffi::PyBytes_AsString(made.as_ptr()).cast::<u8>();
-            data.write_bytes(0, size);
+            let data = ffi::PyBytes_AsString(made.as_ptr()).cast::<MaybeUninit<u8>>();
             let count = match fill(std::slice::from_raw_parts_mut(data, size)) {
-                Ok(count) => count.min(size),
+                Ok(written) => {
+                    assert!(std::ptr::eq(written.as_ptr(), data.cast()), "not the beginning");
+                    written.len()
+                }
                 Err(error) => return Ok(Err(error)),
             };
             let mut raw = made.into_ptr();

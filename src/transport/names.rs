@@ -1,12 +1,14 @@
 //! What a socket's transport tells about its connection.
 
+use std::cell::Cell;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::RawFd;
 
 use super::address::to_python;
 use super::base::Transport;
 use crate::driver::SocketAddress;
 use crate::event_loop::EventLoop;
-use crate::py::{Args, Obj, ObjCell, Ref, Result, Signature, ToObj, Visit};
+use crate::py::{Args, Gil, Obj, ObjCell, Ref, Result, Signature, ToObj, Visit};
 
 pub(super) const GET_EXTRA_INFO: Signature<2> = Signature {
     function: "get_extra_info",
@@ -18,23 +20,54 @@ pub(super) const GET_EXTRA_INFO: Signature<2> = Signature {
 /// The addresses at both ends, and the socket as users see it.
 pub(super) struct SocketNames {
     info: ObjCell,
-    local: ObjCell,
-    peer: ObjCell,
+    local: Name,
+    peer: Name,
 }
 
 impl SocketNames {
     pub fn empty() -> Self {
-        SocketNames { info: ObjCell::empty(), local: ObjCell::empty(), peer: ObjCell::empty() }
+        SocketNames { info: ObjCell::empty(), local: Name::empty(), peer: Name::empty() }
     }
 
-    pub fn peer(&self) -> Option<Obj> {
-        self.peer.get()
+    pub fn peer(&self, gil: Gil) -> Result<Option<Obj>> {
+        self.peer.get(gil)
     }
 
     pub fn traverse(&self, visit: &mut Visit) {
-        for cell in [&self.info, &self.local, &self.peer] {
+        for cell in [&self.info, &self.local.shown, &self.peer.shown] {
             visit.cell(cell);
         }
+    }
+}
+
+/// An address. One over IPv4 becomes a Python object when somebody asks for it: few do, and the
+/// objects would take more memory than all else of an idle connection's transport.
+struct Name {
+    inet: Cell<Option<SocketAddrV4>>,
+    shown: ObjCell,
+}
+
+impl Name {
+    fn empty() -> Self {
+        Name { inet: Cell::new(None), shown: ObjCell::empty() }
+    }
+
+    fn note(&self, gil: Gil, address: std::io::Result<SocketAddress>) -> Result<()> {
+        let Ok(address) = address else { return Ok(()) };
+        match address.inet() {
+            Some(SocketAddr::V4(inet)) => self.inet.set(Some(inet)),
+            _ => self.shown.set(Some(to_python(gil, &address)?)),
+        }
+        Ok(())
+    }
+
+    fn get(&self, gil: Gil) -> Result<Option<Obj>> {
+        if !self.shown.is_some()
+            && let Some(inet) = self.inet.get()
+        {
+            self.shown.set(Some(to_python(gil, &SocketAddress::from_inet(inet.into()))?));
+        }
+        Ok(self.shown.get())
     }
 }
 
@@ -48,12 +81,8 @@ pub(super) trait SocketTransport: Transport {
         let gil = this.gil();
         let local = SocketAddress::local(this.fd.get());
         let family = local.as_ref().map_or(libc::AF_UNSPEC, SocketAddress::family);
-        let name = |address: std::io::Result<SocketAddress>| match address {
-            Ok(address) => to_python(gil, &address).map(Some),
-            Err(_) => Ok(None),
-        };
-        this.names().local.set(name(local)?);
-        this.names().peer.set(name(SocketAddress::peer(this.fd.get()))?);
+        this.names().local.note(gil, local)?;
+        this.names().peer.note(gil, SocketAddress::peer(this.fd.get()))?;
         Ok(family)
     }
 
@@ -65,8 +94,8 @@ pub(super) trait SocketTransport: Transport {
             Err(error) if error.is_os_error() => Ok(None),
             Err(error) => Err(error),
         };
-        this.names().local.set(ask(&this.home.state.names.getsockname)?);
-        this.names().peer.set(ask(&this.home.state.names.getpeername)?);
+        this.names().local.shown.set(ask(&this.home.state.names.getsockname)?);
+        this.names().peer.shown.set(ask(&this.home.state.names.getpeername)?);
         Ok(())
     }
 
@@ -83,8 +112,8 @@ pub(super) trait SocketTransport: Transport {
         }
         let value = match name.to_str()? {
             "socket" => Some(Self::socket_info(this)?),
-            "sockname" => this.names().local.get(),
-            "peername" => this.names().peer.get(),
+            "sockname" => this.names().local.get(args.gil)?,
+            "peername" => this.names().peer.get(args.gil)?,
             _ => return Ok(default()),
         };
         Ok(value.unwrap_or(none))
@@ -94,8 +123,8 @@ pub(super) trait SocketTransport: Transport {
         let gil = this.gil();
         let all = Obj::dict(gil)?;
         all.set_item("socket", &Self::socket_info(this)?)?;
-        all.set_item("sockname", &this.names().local.get().to_obj(gil)?)?;
-        all.set_item("peername", &this.names().peer.get().to_obj(gil)?)?;
+        all.set_item("sockname", &this.names().local.get(gil)?.to_obj(gil)?)?;
+        all.set_item("peername", &this.names().peer.get(gil)?.to_obj(gil)?)?;
         if let Some(extra) = this.extra.get() {
             all.update_dict(&extra)?;
         }

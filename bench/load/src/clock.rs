@@ -36,20 +36,48 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Processor time of all processes of a server, summed.
+pub struct ServerClock(Vec<ProcessClock>);
+
+impl ServerClock {
+    /// The clock of the processes `pids`; an error if it cannot be read.
+    pub fn new(pids: &[u32]) -> io::Result<Self> {
+        pids.iter().map(|&pid| ProcessClock::new(pid)).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Nanoseconds used so far; never less than an earlier reading.
+    pub fn read(&mut self) -> io::Result<u64> {
+        self.0.iter_mut().map(ProcessClock::read).sum()
+    }
+
+    /// Like [`Self::read`], once the processes have come to rest.
+    pub fn settled(&mut self) -> io::Result<u64> {
+        let mut last = self.read()?;
+        for _ in 0..SETTLE_READINGS {
+            thread::sleep(SETTLE_PAUSE);
+            let now = self.read()?;
+            if now == last {
+                break;
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+}
+
 /// Processor time of all threads of another process, from `/proc/PID/task/*/schedstat`.
 ///
 /// The kernel's figure there is in nanoseconds and exact for a thread that sleeps; for one that
 /// runs it may lag by a tick, hence [`ServerClock::settled`]. Threads born after the first reading
 /// count from zero. Of a thread that ends, what it used after the last reading is lost.
-pub struct ServerClock {
+struct ProcessClock {
     tasks: PathBuf,
     threads: HashMap<u32, u64>,
     ended: u64,
 }
 
-impl ServerClock {
-    /// The clock of process `pid`; an error if it cannot be read.
-    pub fn new(pid: u32) -> io::Result<Self> {
+impl ProcessClock {
+    fn new(pid: u32) -> io::Result<Self> {
         let mut clock = Self {
             tasks: PathBuf::from(format!("/proc/{pid}/task")),
             threads: HashMap::new(),
@@ -59,8 +87,7 @@ impl ServerClock {
         Ok(clock)
     }
 
-    /// Nanoseconds used so far; never less than an earlier reading.
-    pub fn read(&mut self) -> io::Result<u64> {
+    fn read(&mut self) -> io::Result<u64> {
         let mut seen = HashMap::with_capacity(self.threads.len());
         for entry in fs::read_dir(&self.tasks)? {
             let entry = entry?;
@@ -75,20 +102,6 @@ impl ServerClock {
             seen.insert(thread_id, parse_schedstat(&line)?);
         }
         Ok(self.absorb(seen))
-    }
-
-    /// Like [`Self::read`], once the process has come to rest.
-    pub fn settled(&mut self) -> io::Result<u64> {
-        let mut last = self.read()?;
-        for _ in 0..SETTLE_READINGS {
-            thread::sleep(SETTLE_PAUSE);
-            let now = self.read()?;
-            if now == last {
-                break;
-            }
-            last = now;
-        }
-        Ok(last)
     }
 
     fn absorb(&mut self, seen: HashMap<u32, u64>) -> u64 {
@@ -116,8 +129,8 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    fn empty_clock() -> ServerClock {
-        ServerClock { tasks: PathBuf::new(), threads: HashMap::new(), ended: 0 }
+    fn empty_clock() -> ProcessClock {
+        ProcessClock { tasks: PathBuf::new(), threads: HashMap::new(), ended: 0 }
     }
 
     #[test]
@@ -138,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_burning_thread_shows_up() {
-        let mut clock = ServerClock::new(std::process::id()).unwrap();
+        let mut clock = ServerClock::new(&[std::process::id()]).unwrap();
         let before = clock.read().unwrap();
         thread::spawn(|| {
             let end = own_cpu() + Duration::from_millis(30);
@@ -156,6 +169,6 @@ mod tests {
 
     #[test]
     fn a_process_that_does_not_exist_is_an_error() {
-        assert!(ServerClock::new(u32::MAX).is_err());
+        assert!(ServerClock::new(&[std::process::id(), u32::MAX]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! One kept-alive connection and the exchange in flight on it.
+//! One connection and the exchange in flight on it.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -11,6 +11,15 @@ use crate::socket::{Address, Socket};
 /// How long a reply may take on a socket that can lose it. A late one would go to a port that is
 /// closed by then.
 const LOSS_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How long connections live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// For any number of requests.
+    Persistent,
+    /// For one request, after whose reply the server closes; that ends the exchange.
+    SingleRequest,
+}
 
 /// Where a connection stands after it did what it could.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +49,7 @@ impl From<io::Error> for Failure {
 pub struct Connection<P: Protocol> {
     socket: Socket,
     index: usize,
+    lifetime: Lifetime,
     begun: u64,
     flight: Option<Flight<P::Exchange>>,
 }
@@ -49,19 +59,25 @@ struct Flight<E> {
     sent: usize,
     since: Instant,
     first: bool,
+    replied: bool,
 }
 
 impl<P: Protocol> Connection<P> {
-    /// Connects, waiting at most `timeout`, and registers the socket under `index`.
+    /// Connects, waiting at most `timeout`, and registers the socket under `index`. For a single
+    /// request, connecting is part of the exchange and is not waited for.
     pub fn open(
         address: &Address,
+        lifetime: Lifetime,
         timeout: Duration,
         registry: &Registry,
         index: usize,
     ) -> io::Result<Self> {
-        let mut socket = Socket::connect(address, timeout)?;
+        let mut socket = match lifetime {
+            Lifetime::Persistent => Socket::connect(address, timeout)?,
+            Lifetime::SingleRequest => Socket::dial(address, timeout)?,
+        };
         socket.register(registry, Token(index))?;
-        Ok(Self { socket, index, begun: 0, flight: None })
+        Ok(Self { socket, index, lifetime, begun: 0, flight: None })
     }
 
     /// When the exchange in flight began.
@@ -75,14 +91,15 @@ impl<P: Protocol> Connection<P> {
         self.socket.is_lossy() && self.in_flight_since().is_some_and(overdue)
     }
 
-    /// Begins an exchange and sends what the socket takes of its request.
-    pub fn begin(&mut self, protocol: &P, now: Instant) -> Result<(), Failure> {
+    /// Begins an exchange, due at `since`, and sends what the socket takes of its request.
+    pub fn begin(&mut self, protocol: &P, since: Instant) -> Result<(), Failure> {
         debug_assert!(self.flight.is_none(), "one exchange at a time");
         let flight = self.flight.insert(Flight {
             exchange: protocol.begin(self.index, self.begun),
             sent: 0,
-            since: now,
+            since,
             first: self.begun == 0,
+            replied: false,
         });
         self.begun += 1;
         send(&mut self.socket, protocol, flight)?;
@@ -104,7 +121,12 @@ impl<P: Protocol> Connection<P> {
         let scrutiny = if thorough || flight.first { Scrutiny::Full } else { Scrutiny::Quick };
         loop {
             let bytes = match self.socket.read(buffer) {
+                Ok(0) if flight.replied => {
+                    self.flight = None;
+                    return Ok(Step::Finished);
+                }
                 Ok(0) => return Err(closed().into()),
+                Ok(count) if flight.replied => return Err(surplus(count)),
                 Ok(count) => &buffer[..count],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Step::Waiting);
@@ -115,6 +137,9 @@ impl<P: Protocol> Connection<P> {
             let progress = protocol.reply(&mut flight.exchange, bytes, scrutiny);
             match progress.map_err(Failure::Wrong)? {
                 Progress::More => {}
+                Progress::Complete if self.lifetime == Lifetime::SingleRequest => {
+                    flight.replied = true;
+                }
                 Progress::Complete => {
                     self.flight = None;
                     return Ok(Step::Finished);
@@ -131,7 +156,7 @@ fn send<P: Protocol>(
     flight: &mut Flight<P::Exchange>,
 ) -> io::Result<()> {
     loop {
-        let rest = &protocol.request(&flight.exchange)[flight.sent..];
+        let rest = protocol.request(&flight.exchange, flight.sent);
         if rest.is_empty() {
             return Ok(());
         }
@@ -156,6 +181,10 @@ fn idle(socket: &mut Socket) -> Result<Step, Failure> {
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Step::Waiting),
         Err(error) => Err(error.into()),
     }
+}
+
+fn surplus(count: usize) -> Failure {
+    Failure::Wrong(WrongReply(format!("{count} bytes came after the reply")))
 }
 
 fn closed() -> io::Error {

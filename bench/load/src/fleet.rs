@@ -1,14 +1,16 @@
 //! All connections to one target, and a burst of exchanges over them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use mio::{Events, Poll};
 
-use crate::connection::{Connection, Failure, Step};
+use crate::connection::{Connection, Failure, Lifetime, Step};
 use crate::protocol::{Protocol, WrongReply};
-use crate::socket::Address;
+use crate::schedule::Schedule;
+use crate::socket::{Address, Socket};
 
 /// Bytes taken from a socket at a time.
 const READ_BYTES: usize = 256 * 1024;
@@ -43,6 +45,10 @@ pub struct Pace {
     /// How long a connect, or a reply after the end of the burst, may take.
     pub patience: Duration,
     pub wait: Wait,
+    /// Requests per second that are begun whether the replies to earlier ones are there or not. A
+    /// request that is due while no connection is idle waits for one, and its latency counts from
+    /// when it was due. Without a rate, each connection's next request follows on its last reply.
+    pub rate: Option<f64>,
 }
 
 /// Why a target's figures are void.
@@ -93,6 +99,7 @@ impl Tally {
 pub struct Fleet<P: Protocol> {
     address: Address,
     protocol: P,
+    lifetime: Lifetime,
     poll: Poll,
     events: Events,
     buffer: Vec<u8>,
@@ -100,22 +107,41 @@ pub struct Fleet<P: Protocol> {
     tally: Tally,
 }
 
+/// A burst that is under way.
+struct Rush {
+    schedule: Schedule,
+    /// Connections without an exchange, the one that has waited longest first.
+    idle: VecDeque<usize>,
+    in_flight: usize,
+    requests: u64,
+}
+
 impl<P: Protocol> Fleet<P> {
-    /// Opens all `connections`; an error if any of them cannot be opened.
+    /// Opens all `connections`, or tries one if they are to be opened for each request; an error if
+    /// any of them cannot be opened.
     pub fn connect(
         address: Address,
         protocol: P,
         connections: usize,
+        lifetime: Lifetime,
         patience: Duration,
     ) -> Result<Self, Fault> {
         let poll = Poll::new().map_err(Fault::Poll)?;
+        let open = |index| match lifetime {
+            Lifetime::Persistent => {
+                Connection::open(&address, lifetime, patience, poll.registry(), index).map(Some)
+            }
+            Lifetime::SingleRequest if index > 0 => Ok(None),
+            Lifetime::SingleRequest => Socket::connect(&address, patience).map(|_| None),
+        };
         let connections = (0..connections)
-            .map(|index| Connection::open(&address, patience, poll.registry(), index).map(Some))
+            .map(open)
             .collect::<io::Result<Vec<_>>>()
             .map_err(Fault::Unreachable)?;
         Ok(Self {
             address,
             protocol,
+            lifetime,
             poll,
             events: Events::with_capacity(connections.len().max(16)),
             buffer: vec![0; READ_BYTES],
@@ -135,19 +161,19 @@ impl<P: Protocol> Fleet<P> {
     }
 
     /// Opens lost connections anew. Each one that cannot be opened is an error; if none is left,
-    /// that is a fault. To be called between bursts, so that a burst has no connects in it.
+    /// that is a fault. To be called between bursts, so that a burst has no connects in it, unless
+    /// each request has its own.
     pub fn repair(&mut self, patience: Duration) -> Result<(), Fault> {
+        if self.lifetime == Lifetime::SingleRequest {
+            return Ok(());
+        }
         let mut reason = None;
-        for (index, slot) in self.connections.iter_mut().enumerate() {
-            if slot.is_some() {
-                continue;
-            }
-            match Connection::open(&self.address, patience, self.poll.registry(), index) {
-                Ok(connection) => *slot = Some(connection),
-                Err(error) => {
-                    self.tally.error(format!("cannot reconnect: {error}"));
-                    reason = Some(error);
-                }
+        for index in 0..self.connections.len() {
+            if self.connections[index].is_none()
+                && let Err(error) = self.open(index, patience)
+            {
+                self.tally.error(format!("cannot reconnect: {error}"));
+                reason = Some(error);
             }
         }
         match reason {
@@ -158,22 +184,28 @@ impl<P: Protocol> Fleet<P> {
         }
     }
 
-    /// Keeps one request in flight on every connection for the length of the burst, then waits
-    /// for the replies that are missing.
+    /// Keeps one request in flight on every connection for the length of the burst, or begins them
+    /// at the pace's rate, then waits for the replies that are missing.
     pub fn burst(&mut self, pace: Pace) -> Result<Burst, Fault> {
         let start = Instant::now();
         let deadline = start + pace.length;
         let give_up = deadline + pace.patience;
-        let mut requests = 0;
-        let mut in_flight = 0;
-        for index in 0..self.connections.len() {
-            in_flight += usize::from(self.begin(index, Instant::now())?);
+        let mut rush = Rush {
+            schedule: Schedule::new(start, deadline, pace.rate),
+            idle: (0..self.connections.len()).filter(|&index| self.is_usable(index)).collect(),
+            in_flight: 0,
+            requests: 0,
+        };
+        if pace.rate.is_none() {
+            while let Some(index) = rush.idle.pop_front() {
+                self.begin(&mut rush, index, Instant::now(), pace.patience)?;
+            }
         }
         let mut now = Instant::now();
         let mut loss_check = now + LOSS_CHECK;
-        while in_flight > 0 {
+        while rush.in_flight > 0 || (!rush.idle.is_empty() && rush.schedule.goes_on(now)) {
             if now >= give_up {
-                self.abandon(pace.patience);
+                self.abandon(&rush, pace.patience);
                 break;
             }
             let next = if now < deadline { deadline } else { give_up };
@@ -186,6 +218,7 @@ impl<P: Protocol> Fleet<P> {
                 other => other.map_err(Fault::Poll)?,
             }
             now = Instant::now();
+            self.begin_due(&mut rush, now, pace.patience)?;
             let ready: Vec<usize> = self.events.iter().map(|event| event.token().0).collect();
             for index in ready {
                 let Some(connection) = &mut self.connections[index] else {
@@ -197,15 +230,11 @@ impl<P: Protocol> Fleet<P> {
                     Ok(Step::Waiting) => {}
                     Ok(Step::Finished) => {
                         now = Instant::now();
-                        requests += 1;
-                        in_flight -= 1;
-                        self.record(now - since.unwrap_or(now));
-                        if now < deadline {
-                            in_flight += usize::from(self.begin(index, now)?);
-                        }
+                        self.finished(&mut rush, index, now - since.unwrap_or(now));
+                        self.begin_due(&mut rush, now, pace.patience)?;
                     }
                     Err(failure) => {
-                        in_flight -= usize::from(since.is_some());
+                        rush.in_flight -= usize::from(since.is_some());
                         self.lose(index, failure)?;
                     }
                 }
@@ -213,46 +242,89 @@ impl<P: Protocol> Fleet<P> {
             // After what has arrived, for it may be this process that was late.
             if now >= loss_check {
                 loss_check = now + LOSS_CHECK;
-                in_flight -= self.give_up_lost(now, now < deadline, pace.patience)?;
+                self.give_up_lost(&mut rush, now, pace.patience);
+                self.begin_due(&mut rush, now, pace.patience)?;
             }
         }
-        Ok(Burst { requests, elapsed: start.elapsed() })
+        Ok(Burst { requests: rush.requests, elapsed: start.elapsed() })
     }
 
-    /// Begins an exchange if the connection is there; whether one is in flight then.
-    fn begin(&mut self, index: usize, now: Instant) -> Result<bool, Fault> {
+    fn is_usable(&self, index: usize) -> bool {
+        self.connections[index].is_some() || self.lifetime == Lifetime::SingleRequest
+    }
+
+    fn open(&mut self, index: usize, patience: Duration) -> io::Result<()> {
+        let registry = self.poll.registry();
+        let connection = Connection::open(&self.address, self.lifetime, patience, registry, index)?;
+        self.connections[index] = Some(connection);
+        Ok(())
+    }
+
+    /// Begins exchanges that are due by `now`, on connections that are idle.
+    fn begin_due(
+        &mut self,
+        rush: &mut Rush,
+        now: Instant,
+        patience: Duration,
+    ) -> Result<(), Fault> {
+        while !rush.idle.is_empty()
+            && let Some(since) = rush.schedule.take(now)
+            && let Some(index) = rush.idle.pop_front()
+        {
+            self.begin(rush, index, since, patience)?;
+        }
+        Ok(())
+    }
+
+    /// Begins an exchange, if there is or can be a connection.
+    fn begin(
+        &mut self,
+        rush: &mut Rush,
+        index: usize,
+        since: Instant,
+        patience: Duration,
+    ) -> Result<(), Fault> {
+        if self.lifetime == Lifetime::SingleRequest
+            && let Err(error) = self.open(index, patience)
+        {
+            return self.lose(index, error.into());
+        }
         let Some(connection) = &mut self.connections[index] else {
-            return Ok(false);
+            return Ok(());
         };
-        match connection.begin(&self.protocol, now) {
-            Ok(()) => Ok(true),
-            Err(failure) => self.lose(index, failure).map(|()| false),
+        match connection.begin(&self.protocol, since) {
+            Ok(()) => {
+                rush.in_flight += 1;
+                Ok(())
+            }
+            Err(failure) => self.lose(index, failure),
         }
     }
 
-    /// Counts the exchanges that got lost, and begins others in their place if `resend`, on new
-    /// sockets in any case. How many fewer are in flight then.
-    fn give_up_lost(
-        &mut self,
-        now: Instant,
-        resend: bool,
-        patience: Duration,
-    ) -> Result<usize, Fault> {
-        let mut fewer = 0;
+    fn finished(&mut self, rush: &mut Rush, index: usize, latency: Duration) {
+        rush.requests += 1;
+        rush.in_flight -= 1;
+        rush.idle.push_back(index);
+        self.record(latency);
+        if self.lifetime == Lifetime::SingleRequest {
+            self.connections[index] = None;
+        }
+    }
+
+    /// Counts the exchanges that got lost; their connections get new sockets and are idle then.
+    fn give_up_lost(&mut self, rush: &mut Rush, now: Instant, patience: Duration) {
         for index in 0..self.connections.len() {
             if !self.connections[index].as_ref().is_some_and(|known| known.is_lost(now)) {
                 continue;
             }
             self.tally.lost += 1;
+            rush.in_flight -= 1;
             self.connections[index] = None;
-            let registry = self.poll.registry();
-            match Connection::open(&self.address, patience, registry, index) {
-                Ok(connection) => self.connections[index] = Some(connection),
+            match self.open(index, patience) {
+                Ok(()) => rush.idle.push_back(index),
                 Err(error) => self.tally.error(format!("cannot reconnect: {error}")),
             }
-            fewer += usize::from(!(resend && self.begin(index, now)?));
         }
-        Ok(fewer)
     }
 
     fn record(&mut self, latency: Duration) {
@@ -271,7 +343,7 @@ impl<P: Protocol> Fleet<P> {
         }
     }
 
-    fn abandon(&mut self, patience: Duration) {
+    fn abandon(&mut self, rush: &Rush, patience: Duration) {
         for (index, slot) in self.connections.iter_mut().enumerate() {
             if slot.as_ref().is_some_and(|connection| connection.in_flight_since().is_some()) {
                 *slot = None;
@@ -280,6 +352,9 @@ impl<P: Protocol> Fleet<P> {
                     "connection {index}: no reply within {seconds} s after the burst"
                 ));
             }
+        }
+        for _ in 0..rush.schedule.overdue() {
+            self.tally.error("a request was due and could not be sent".into());
         }
     }
 }

@@ -30,7 +30,8 @@ pub struct TargetReport {
     pub server_cpu_us_per_request: Option<f64>,
     pub client_cpu_us_per_request: f64,
     pub connections: usize,
-    pub size: usize,
+    /// Bytes of payload of a request; absent for HTTP.
+    pub size: Option<usize>,
     pub rounds: Vec<Round>,
 }
 

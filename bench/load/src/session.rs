@@ -6,12 +6,13 @@ use std::io::{self, IsTerminal, Write};
 use crate::arguments::{Plan, Target};
 use crate::clock::{ServerClock, own_cpu, pin_to_cpu};
 use crate::fleet::{Fault, Fleet, Pace};
+use crate::limits::allow_connections;
 use crate::protocol::Protocol;
 use crate::report::{Latency, Report, Round, TargetReport, Totals, microseconds};
 
 /// Why a run came to nothing, in one line.
 #[derive(Debug)]
-pub struct RunError(String);
+pub struct RunError(pub(crate) String);
 
 impl fmt::Display for RunError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -29,14 +30,16 @@ struct Visited<P: Protocol> {
 }
 
 /// Does all that `plan` says; `protocol` makes the protocol for each target.
-pub fn run<P: Protocol>(plan: &Plan, protocol: impl Fn() -> P) -> Result<Report, RunError> {
+pub fn run<P: Protocol>(plan: &Plan, protocol: impl Fn(&Target) -> P) -> Result<Report, RunError> {
     if let Some(cpu) = plan.cpu {
         pin_to_cpu(cpu).map_err(|error| RunError(format!("cannot stay on CPU {cpu}: {error}")))?;
     }
+    allow_connections(plan.targets.len() * plan.connections)
+        .map_err(|error| RunError(error.to_string()))?;
     let mut visited = plan
         .targets
         .iter()
-        .map(|target| Visited::open(target, plan, protocol()))
+        .map(|target| Visited::open(target, plan, protocol(target)))
         .collect::<Result<Vec<_>, _>>()?;
     if !plan.warmup.is_zero() {
         for visited in &mut visited {
@@ -62,19 +65,24 @@ pub fn run<P: Protocol>(plan: &Plan, protocol: impl Fn() -> P) -> Result<Report,
 
 impl<P: Protocol> Visited<P> {
     fn open(target: &Target, plan: &Plan, protocol: P) -> Result<Self, RunError> {
-        let clock = match target.pid {
-            None => None,
-            Some(pid) => Some(ServerClock::new(pid).map_err(|error| no_clock(target, &error))?),
+        let clock = match target.pids.as_slice() {
+            [] => None,
+            pids => Some(ServerClock::new(pids).map_err(|error| no_clock(target, &error))?),
         };
+        let address = target.address.clone();
         let fleet =
-            Fleet::connect(target.address.clone(), protocol, plan.connections, plan.timeout)
+            Fleet::connect(address, protocol, plan.connections, plan.lifetime, plan.timeout)
                 .map_err(|fault| describe(target, fault))?;
         Ok(Self { target: target.clone(), fleet, clock, rounds: Vec::with_capacity(plan.rounds) })
     }
 
     fn warm_up(&mut self, plan: &Plan) -> Result<(), RunError> {
         let pace = Pace { length: plan.warmup, ..pace(plan) };
-        self.fleet.burst(pace).map_err(|fault| describe(&self.target, fault))?;
+        let burst = self.fleet.burst(pace).map_err(|fault| describe(&self.target, fault))?;
+        if burst.requests == 0 {
+            // Each round would wait as long for nothing.
+            return Err(RunError(format!("target '{}' answered nothing", self.target.name)));
+        }
         self.fleet.forget_latencies();
         Ok(())
     }
@@ -122,17 +130,17 @@ impl<P: Protocol> Visited<P> {
             server_cpu_us_per_request: totals.server_cpu_us_per_request,
             client_cpu_us_per_request: totals.client_cpu_us_per_request,
             connections: plan.connections,
-            size: plan.size,
+            size: plan.work.size(),
             rounds: self.rounds,
         }
     }
 }
 
 fn pace(plan: &Plan) -> Pace {
-    Pace { length: plan.burst, patience: plan.timeout, wait: plan.wait }
+    Pace { length: plan.burst, patience: plan.timeout, wait: plan.wait, rate: plan.rate }
 }
 
-fn describe(target: &Target, fault: Fault) -> RunError {
+pub(crate) fn describe(target: &Target, fault: Fault) -> RunError {
     let Target { name, address, .. } = target;
     RunError(match fault {
         Fault::Unreachable(error) => {
@@ -144,9 +152,9 @@ fn describe(target: &Target, fault: Fault) -> RunError {
 }
 
 fn no_clock(target: &Target, error: &io::Error) -> RunError {
-    let pid = target.pid.unwrap_or_default();
-    let name = &target.name;
-    RunError(format!("processor time of '{name}' (process {pid}) cannot be read: {error}"))
+    let pids: Vec<String> = target.pids.iter().map(u32::to_string).collect();
+    let (name, pids) = (&target.name, pids.join(", "));
+    RunError(format!("processor time of '{name}' (process {pids}) cannot be read: {error}"))
 }
 
 /// A line on standard error that is written over, if somebody is there to see it.

@@ -1,4 +1,4 @@
-//! Where a target is, and a socket connected to it: TCP, Unix stream or UDP.
+//! Where a target is, and a socket connected to it: TCP, TLS, Unix stream or UDP.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -11,11 +11,15 @@ use std::time::Duration;
 use mio::event::Source;
 use mio::net::{TcpStream, UdpSocket, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt::set_socket_linger;
 
-/// What is reached how: `HOST:PORT`, `unix:PATH` or `udp:HOST:PORT`.
+use crate::tls::TlsStream;
+
+/// What is reached how: `HOST:PORT`, `tls:HOST:PORT`, `unix:PATH` or `udp:HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     Tcp(SocketAddr),
+    Tls(SocketAddr),
     Unix(PathBuf),
     Udp(SocketAddr),
 }
@@ -30,6 +34,8 @@ impl FromStr for Address {
         };
         if let Some(path) = text.strip_prefix("unix:") {
             Ok(Self::Unix(path.into()))
+        } else if let Some(host) = text.strip_prefix("tls:") {
+            resolve(host).map(Self::Tls)
         } else if let Some(host) = text.strip_prefix("udp:") {
             resolve(host).map(Self::Udp)
         } else {
@@ -42,6 +48,7 @@ impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(formatter, "{address}"),
+            Self::Tls(address) => write!(formatter, "tls:{address}"),
             Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
             Self::Udp(address) => write!(formatter, "udp:{address}"),
         }
@@ -51,12 +58,13 @@ impl fmt::Display for Address {
 /// A socket that never waits.
 pub enum Socket {
     Tcp(TcpStream),
+    Tls(TlsStream),
     Unix(UnixStream),
     Udp(UdpSocket),
 }
 
 impl Socket {
-    /// Connects, over TCP within `timeout`.
+    /// Connects, over TCP within `timeout`, and shakes hands.
     pub fn connect(address: &Address, timeout: Duration) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => {
@@ -64,6 +72,12 @@ impl Socket {
                 stream.set_nodelay(true)?;
                 stream.set_nonblocking(true)?;
                 Ok(Self::Tcp(TcpStream::from_std(stream)))
+            }
+            Address::Tls(address) => {
+                let stream = net::TcpStream::connect_timeout(address, timeout)?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(timeout))?;
+                TlsStream::handshake(stream).map(Self::Tls)
             }
             Address::Unix(path) => {
                 let stream = unix::net::UnixStream::connect(path)?;
@@ -82,9 +96,21 @@ impl Socket {
         }
     }
 
+    /// Begins to connect over TCP: the socket takes and gives nothing until it is connected. It is
+    /// closed by a reset, which leaves nothing behind that would occupy the port for a minute.
+    /// Other sockets connect as above.
+    pub fn dial(address: &Address, timeout: Duration) -> io::Result<Self> {
+        let Address::Tcp(address) = address else { return Self::connect(address, timeout) };
+        let stream = TcpStream::connect(*address)?;
+        stream.set_nodelay(true)?;
+        set_socket_linger(&stream, Some(Duration::ZERO))?;
+        Ok(Self::Tcp(stream))
+    }
+
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let source: &mut dyn Source = match self {
             Self::Tcp(stream) => stream,
+            Self::Tls(stream) => &mut stream.tcp,
             Self::Unix(stream) => stream,
             Self::Udp(socket) => socket,
         };
@@ -101,6 +127,7 @@ impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
             Self::Udp(socket) => socket.recv(buffer),
         }
@@ -111,6 +138,7 @@ impl Write for Socket {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write(data),
+            Self::Tls(stream) => stream.write(data),
             Self::Unix(stream) => stream.write(data),
             Self::Udp(socket) => socket.send(data),
         }

@@ -92,7 +92,7 @@ impl DatagramTransport {
         } else {
             Self::note_addresses_by_socket(this)?;
         }
-        let peer = this.names.peer();
+        let peer = this.names.peer(this.gil())?;
         this.connected.set(peer.is_some());
         this.fixed.set(peer.map_or(Ok(false), |peer| peer.truth())?);
         Ok(())

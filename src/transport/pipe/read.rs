@@ -57,7 +57,7 @@ impl ReadPipeTransport {
     fn read_once(this: &Ref<Self>) -> Result<()> {
         let (gil, fd) = (this.gil(), this.fd.get());
         let read = if this.reads_much.get() {
-            Obj::bytes_filled(gil, this.capacity, |room| pipe::read(fd, room))?
+            Obj::bytes_filled(gil, this.capacity, |room| pipe::read_uninit(fd, room))?
         } else {
             let copy = |scratch: &mut [u8]| {
                 pipe::read(fd, scratch).map(|count| scratch[..count].to_obj(gil))

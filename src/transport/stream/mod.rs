@@ -40,6 +40,8 @@ pub struct StreamTransport {
     send_due: Cell<bool>,
     /// Whether the protocol is a BufferedProtocol.
     buffered: Cell<bool>,
+    /// The last read took much of what one may take, so that the next one may spare the copy.
+    reads_much: Cell<bool>,
     /// How much of the piece in flight earlier sends have taken.
     send_start: Cell<usize>,
     /// What waits behind the send in flight, in pieces that each make one send.
@@ -118,6 +120,7 @@ impl StreamTransport {
             kept: RefCell::default(),
             send_due: Cell::new(false),
             buffered: Cell::new(false),
+            reads_much: Cell::new(false),
             send_start: Cell::new(0),
             backlog: RefCell::default(),
             write_ended: Cell::new(false),

@@ -4,6 +4,7 @@ use std::io;
 
 use super::StreamTransport;
 use crate::driver::socket;
+use crate::event_loop::READ_SIZE;
 use crate::py::{Exc, Obj, Ref, Result, ToObj, WritableBuffer};
 use crate::transport::base::Transport;
 use crate::transport::lifecycle::Lifecycle;
@@ -18,6 +19,10 @@ const RESET: u32 = (libc::POLLHUP | libc::POLLERR) as u32;
 
 /// Reads in a row for one connection before others get their turn.
 const READS_PER_TURN: usize = 4;
+
+/// Bytes of a read after which the next one goes straight into a `bytes` of the largest size, which
+/// is then cut. For less, copying an exact size out of the loop's buffer is cheaper.
+const MUCH: usize = READ_SIZE / 4;
 
 /// What one read has brought.
 enum Received {
@@ -60,17 +65,27 @@ impl StreamTransport {
     fn read_bytes(this: &Ref<Self>) -> Result<Received> {
         let gil = this.gil();
         let fd = this.fd.get();
-        let read = this.home.with_scratch(|scratch| {
-            let count = socket::recv(fd, scratch)?;
-            Ok((scratch[..count].to_obj(gil), count == scratch.len()))
-        });
-        let (data, full) = match read {
-            Ok((data, full)) => (data?, full),
+        let read = if this.reads_much.get() {
+            Obj::bytes_filled(gil, READ_SIZE, |room| socket::recv_uninit(fd, room))?
+        } else {
+            let copy = |scratch: &mut [u8]| {
+                socket::recv(fd, scratch).map(|count| scratch[..count].to_obj(gil))
+            };
+            match this.home.with_scratch(copy) {
+                Ok(data) => Ok(data?),
+                Err(error) => Err(error),
+            }
+        };
+        let data = match read {
+            Ok(data) => data,
             Err(error) => return Self::read_failed(this, error),
         };
-        if data.bytes().is_some_and(<[u8]>::is_empty) {
+        let count = data.bytes().map_or(0, <[u8]>::len);
+        if count == 0 {
             return Ok(Received::Eof);
         }
+        let full = count == READ_SIZE;
+        this.reads_much.set(count > MUCH);
         let Some(protocol) = this.protocol.get() else { return Ok(Received::Nothing) };
         Self::data_received(this, &protocol, &data)?;
         Ok(if full { Received::Full } else { Received::Drained })

@@ -37,8 +37,8 @@ impl Protocol for Echo {
         EchoExchange { offset: (connection % OFFSETS * 31 + step * 7) % OFFSETS, received: 0 }
     }
 
-    fn request<'a>(&'a self, exchange: &'a EchoExchange) -> &'a [u8] {
-        &self.pattern[exchange.offset..exchange.offset + self.size]
+    fn request<'a>(&'a self, exchange: &'a EchoExchange, sent: usize) -> &'a [u8] {
+        &self.pattern[exchange.offset + sent..exchange.offset + self.size]
     }
 
     fn reply(
@@ -47,7 +47,7 @@ impl Protocol for Echo {
         bytes: &[u8],
         scrutiny: Scrutiny,
     ) -> Result<Progress, WrongReply> {
-        let missing = &self.request(exchange)[exchange.received..];
+        let missing = self.request(exchange, exchange.received);
         if bytes.len() > missing.len() {
             return Err(WrongReply(format!(
                 "{} bytes came back for {} sent",
@@ -92,7 +92,7 @@ mod tests {
     fn a_reply_in_pieces_completes_at_its_last_byte() {
         let echo = Echo::new(1000);
         let mut exchange = echo.begin(3, 9);
-        let request = echo.request(&exchange).to_vec();
+        let request = echo.request(&exchange, 0).to_vec();
         assert_eq!(request.len(), 1000);
         for (piece, expected) in [
             (&request[..1], Progress::More),
@@ -107,7 +107,7 @@ mod tests {
     fn surplus_bytes_are_wrong() {
         let echo = Echo::new(4);
         let mut exchange = echo.begin(0, 0);
-        let mut reply = echo.request(&exchange).to_vec();
+        let mut reply = echo.request(&exchange, 0).to_vec();
         reply.push(0);
         let wrong = echo.reply(&mut exchange, &reply, Scrutiny::Quick);
         assert_eq!(wrong, Err(WrongReply("5 bytes came back for 4 sent".into())));
@@ -117,7 +117,7 @@ mod tests {
     fn full_scrutiny_sees_the_last_byte() {
         let echo = Echo::new(4096);
         let mut exchange = echo.begin(0, 0);
-        let mut reply = echo.request(&exchange).to_vec();
+        let mut reply = echo.request(&exchange, 0).to_vec();
         reply[4095] ^= 1;
         let wrong = echo.reply(&mut exchange, &reply, Scrutiny::Full).unwrap_err();
         assert_eq!(wrong.0, "byte 4095 of 4096 differs from what was sent");
@@ -127,7 +127,7 @@ mod tests {
     fn quick_scrutiny_tells_connections_and_exchanges_apart() {
         let echo = Echo::new(64);
         for other in [echo.begin(1, 0), echo.begin(0, 1), echo.begin(7, 12)] {
-            let reply = echo.request(&other).to_vec();
+            let reply = echo.request(&other, 0).to_vec();
             let mut exchange = echo.begin(0, 0);
             assert!(echo.reply(&mut exchange, &reply, Scrutiny::Quick).is_err());
         }
@@ -136,6 +136,6 @@ mod tests {
     #[test]
     fn the_largest_counters_keep_the_payload_inside_the_pattern() {
         let echo = Echo::new(1);
-        assert_eq!(echo.request(&echo.begin(usize::MAX, u64::MAX)).len(), 1);
+        assert_eq!(echo.request(&echo.begin(usize::MAX, u64::MAX), 0).len(), 1);
     }
 }
