@@ -91,10 +91,11 @@ pub struct EventLoop {
     transports: RefCell<HashSet<RawFd>>,
     /// Where received bytes land before they are copied into a `bytes` of the exact size.
     scratch: RefCell<Vec<u8>>,
-    /// The number of the callback that runs, or of the last one.
+    /// Counts the beginnings and the ends of callbacks: odd while one runs.
     callback: Cell<u64>,
-    in_callback: Cell<bool>,
+    /// What waits for its end.
     at_end: RefCell<Vec<AtEnd>>,
+    has_at_end: Cell<bool>,
     stopping: Cell<bool>,
     closed: Cell<bool>,
     debug: Cell<bool>,
@@ -127,8 +128,8 @@ impl EventLoop {
             transports: RefCell::default(),
             scratch: RefCell::default(),
             callback: Cell::new(0),
-            in_callback: Cell::new(false),
             at_end: RefCell::default(),
+            has_at_end: Cell::new(false),
             stopping: Cell::new(false),
             closed: Cell::new(false),
             debug: Cell::new(false),

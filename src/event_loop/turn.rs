@@ -26,7 +26,9 @@ impl EventLoop {
 
     fn turn(this: &Ref<EventLoop>) -> Result<()> {
         // Of a callback that has called run_forever(), where a program makes that possible.
-        Self::end_callback(this)?;
+        if this.has_at_end.get() {
+            Self::end_callback(this)?;
+        }
         Self::rearm_watches(this)?;
         let idle = this.ready.borrow().is_empty();
         Self::wait(this)?;
@@ -163,15 +165,14 @@ impl EventLoop {
 
     #[inline]
     fn begin_callback(&self) {
-        self.callback.set(self.callback.get() + 1);
-        self.in_callback.set(true);
+        self.callback.set(self.callback.get() | 1);
     }
 
     /// Does what waits for the end of the callback.
     #[inline]
-    fn end_callback(this: &Ref<EventLoop>) -> Result<()> {
-        this.in_callback.set(false);
-        if this.at_end.borrow().is_empty() { Ok(()) } else { Self::run_at_end(this) }
+    pub(super) fn end_callback(this: &Ref<EventLoop>) -> Result<()> {
+        this.callback.set((this.callback.get() | 1) + 1);
+        if this.has_at_end.replace(false) { Self::run_at_end(this) } else { Ok(()) }
     }
 
     fn run_at_end(this: &Ref<EventLoop>) -> Result<()> {
@@ -185,12 +186,14 @@ impl EventLoop {
     /// The number of the callback that runs, on whichever thread; `None` where the loop runs none.
     #[inline]
     pub fn callback(&self) -> Option<u64> {
-        self.in_callback.get().then(|| self.callback.get())
+        let number = self.callback.get();
+        (number % 2 == 1).then_some(number)
     }
 
     /// Has this done when the callback that runs now has ended.
     pub fn at_end_of_callback(&self, todo: AtEnd) {
         self.at_end.borrow_mut().push(todo);
+        self.has_at_end.set(true);
     }
 
     /// Hands a callback's exception to the exception handler, unless it must leave the loop.
