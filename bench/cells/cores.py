@@ -264,7 +264,8 @@ def _costs(data: dict[str, Any]) -> Table:
         "granian parses HTTP and calls an ASGI application, so its requests are more work. "
         f"{CONNECTIONS} connections, the client sleeps while it waits. CPUs used: the processor "
         "time over the length of the bursts, for the handlers that compute. There the client took "
-        f"{client:.0%} of one of the {data['cpus']} CPUs, which a ratio to one core lacks."
+        f"{client:.0%} of one of the {data['cpus']} CPUs, which a ratio to one core lacks. There "
+        "is no such ratio where the one core had less than a CPU, because something else ran."
     ]
     return Table(head, rows, "Processor time and throughput", notes)
 
@@ -278,7 +279,7 @@ def _client_share(results: dict[str, Any]) -> float:
 def _speed_up(data: dict[str, Any], name: str) -> Spread | None:
     base = data["computing"].get(named(KLOOP if name == AGAIN else name, min(CORES)))
     result = data["computing"].get(named(name, max(CORES)))
-    if base is None or result is None:
+    if base is None or result is None or figures.client_was_the_limit(base):
         return None
     return figures.ratio(figures.rates(result), figures.rates(base))
 
