@@ -1,6 +1,7 @@
 """Receiving on a TCP transport: data, end of stream, pausing, and changing the protocol."""
 
 import asyncio
+import itertools
 import socket
 
 import pytest
@@ -12,6 +13,7 @@ from support import (
     Recorder,
     connected_sockets,
     fill,
+    in_thread,
     linked,
     pattern,
     settle,
@@ -221,6 +223,35 @@ async def test_reading_can_be_paused_while_data_is_received(loop: Loop, make: Ki
             transport.resume_reading()
         assert protocol.data == sent
         await sending
+
+
+@BOTH_KINDS
+async def test_a_stream_that_is_paused_again_and_again_stays_in_order(
+    loop: Loop, make: Kind
+) -> None:
+    sent = pattern(6_000_000)
+    async with linked(make) as link:
+        protocol, transport = link.protocol, link.transport
+        arrived = protocol.arrived
+
+        def pausing(data: bytes | bytearray | memoryview) -> None:
+            arrived(data)
+            transport.pause_reading()
+
+        protocol.arrived = pausing  # type: ignore[method-assign]
+
+        def send() -> None:
+            for start in range(0, len(sent), 3000):
+                link.peer.sendall(sent[start : start + 3000])
+
+        link.peer.setblocking(True)
+        with in_thread(send):
+            turns = itertools.cycle((0, 1, 2, 0, 5))
+            while len(protocol.data) < len(sent):
+                await settle(next(turns))
+                transport.resume_reading()
+                await asyncio.sleep(0)
+        assert protocol.data == sent
 
 
 async def test_pausing_and_resuming_twice_is_no_error(loop: Loop) -> None:

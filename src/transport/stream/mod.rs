@@ -190,11 +190,8 @@ impl Transport for StreamTransport {
     }
 
     fn read(this: &Ref<Self>, events: u32) -> Result<()> {
-        if this.kept.borrow().is_empty() {
-            Self::read_some(this, events)
-        } else {
-            Self::read_kept(this)
-        }
+        // Never both: what the ring receives comes before what is in the socket.
+        if this.receives() { Self::read_kept(this) } else { Self::read_some(this, events) }
     }
 
     /// A Unix socket may deliver descriptors, which recv(2) drops.

@@ -62,7 +62,7 @@ impl StreamTransport {
     /// Gives the protocol what it has not seen yet.
     pub(super) fn read_kept(this: &Ref<Self>) -> Result<()> {
         let mut given = false;
-        while Self::may_read(this, KEPT) {
+        while !this.kept.borrow().is_empty() && Self::may_read(this, KEPT) {
             let Some(bytes) = this.kept.borrow_mut().pop_front() else { break };
             // A send in flight on a connection that is gone is about to end, perhaps with the errno of
             // the reset, which this end then lacks.
