@@ -59,7 +59,7 @@ def write(plot: Plot, path: Path) -> None:
             if plot.log_y:
                 each.set_yscale("log")
                 each.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                each.yaxis.set_major_formatter("{x:g}")
+                each.yaxis.set_major_formatter("{x:,.10g}")
                 each.yaxis.set_minor_locator(NullLocator())
             elif plot.kind == "bars":
                 each.set_ylim(bottom=0)
