@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import socket
 import struct
 import threading
@@ -324,6 +325,55 @@ def test_what_one_callback_writes_is_sent_at_once() -> None:
             await asyncio.sleep(0)
 
         loop.run_until_complete(main())
+
+
+def test_nothing_overtakes_what_a_slow_poller_has_received(cpu: int) -> None:
+    """The poller shares the loop's CPU, so that it falls behind."""
+    sent = b"".join(struct.pack(">I", number) for number in range(200_000))
+    delays = random.Random(1)
+
+    class Hesitant(asyncio.BufferedProtocol):
+        transport: asyncio.Transport
+
+        def __init__(self) -> None:
+            self.room = bytearray(1500)
+            self.data = bytearray()
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def get_buffer(self, sizehint: int) -> bytearray:
+            return self.room
+
+        def buffer_updated(self, count: int) -> None:
+            self.data += self.room[:count]
+            self.transport.pause_reading()
+            self.resume_after(delays.choice((1, 1, 2, 3, 8)))
+
+        def resume_after(self, turns: int) -> None:
+            if turns:
+                asyncio.get_running_loop().call_soon(self.resume_after, turns - 1)
+            else:
+                self.transport.resume_reading()
+
+    def send(sock: socket.socket) -> None:
+        os.sched_setaffinity(0, CPUS[1:])
+        for start in range(0, len(sent), 2000):
+            sock.sendall(sent[start : start + 2000])
+
+    with new_loop(False) as loop, pair() as (ours, theirs):
+        loop._open_ring(idle=1, cpu=cpu)
+
+        async def main() -> None:
+            transport, protocol = await loop.create_connection(Hesitant, sock=ours)
+            with in_thread(lambda: send(theirs)):
+                while len(protocol.data) < len(sent):
+                    await asyncio.sleep(0)
+            transport.abort()
+            await asyncio.sleep(0)
+            assert protocol.data == sent
+
+        loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
 
 
 # Loops and threads

@@ -229,7 +229,7 @@ async def test_reading_can_be_paused_while_data_is_received(loop: Loop, make: Ki
 async def test_a_stream_that_is_paused_again_and_again_stays_in_order(
     loop: Loop, make: Kind
 ) -> None:
-    sent = pattern(6_000_000)
+    sent = pattern(2_000_000)
     async with linked(make) as link:
         protocol, transport = link.protocol, link.transport
         arrived = protocol.arrived
