@@ -130,8 +130,8 @@ pub struct State {
     pub loop_keyword: Obj,
 }
 
-/// How many dead handles an interpreter keeps for new ones.
-const SPARE_HANDLES: usize = 1024;
+/// How many dead handles an interpreter keeps for new ones: at most two megabytes.
+const SPARE_HANDLES: usize = 8192;
 
 impl ModuleState for State {
     const NAME: &'static CStr = c"_kloop";
@@ -161,7 +161,7 @@ impl ModuleState for State {
             listener: Type::create(module, None)?,
             cores: Type::create(module, None)?,
             worker: Type::create(module, None)?,
-            spare_handles: FreeList::with_capacity(SPARE_HANDLES),
+            spare_handles: FreeList::with_limit(SPARE_HANDLES),
             future: watcher.attribute(&futures, &names.Future),
             task: watcher.attribute(&Obj::import(gil, c"asyncio.tasks")?, &names.Task),
             _watcher: watcher,

@@ -1,6 +1,7 @@
 """Handles as objects: their classes, comparisons, weak references, and use by other threads."""
 
 import asyncio
+import contextvars
 import gc
 import signal
 import sys
@@ -266,3 +267,88 @@ def test_threads_that_ask_while_a_callback_ends_are_not_forgotten(
         thread.join(5)
     assert not any(thread.is_alive() for thread in threads)
     loop.close()
+
+
+# Handles that are made while the loop runs, and are part of a cycle afterwards
+
+
+class Holder:
+    """Refers to a handle whose context refers to it."""
+
+    handle: asyncio.Handle
+
+
+holder_variable: contextvars.ContextVar[Holder | None] = contextvars.ContextVar("holder")
+
+
+@pytest.mark.parametrize("end", ["run", "cancel", "close"])
+@pytest.mark.parametrize("timer", [False, True], ids=["soon", "timer"])
+def test_a_handle_in_a_cycle_is_collected(
+    new_loop: Callable[[], Loop], end: str, timer: bool
+) -> None:
+    loop = new_loop()
+    gone: list[None] = []
+
+    def schedule() -> None:
+        holder = Holder()
+        weakref.finalize(holder, gone.append, None)
+        context = contextvars.copy_context()
+        context.run(holder_variable.set, holder)
+        if timer:
+            delay = 0 if end == "run" else 1000
+            holder.handle = loop.call_later(delay, callback, context=context)
+        else:
+            holder.handle = loop.call_soon(callback, context=context)
+        if end == "cancel":
+            holder.handle.cancel()
+
+    loop.call_soon(schedule)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    if end != "close":
+        loop.call_later(0.001, loop.stop)
+        loop.run_forever()
+    loop.close()
+    gc.collect()
+    assert gone == [None]
+
+
+def abandoned_loop(loop: Loop) -> weakref.ref[Loop]:
+    """Leave a loop with handles in its queues, to which others refer, too."""
+    held: list[asyncio.Handle] = []
+
+    def schedule() -> None:
+        for _ in range(100):
+            held.append(loop.call_later(1000, held.append, None))
+            held.append(loop.call_soon(held.append, None))
+
+    loop.call_soon(schedule)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    return weakref.ref(loop)
+
+
+def test_a_loop_that_nobody_closed_is_collected_with_its_handles(
+    new_loop: Callable[[], Loop],
+) -> None:
+    loop = abandoned_loop(new_loop())
+    with pytest.warns(ResourceWarning, match="unclosed event loop"):
+        gc.collect()
+    assert loop() is None
+
+
+def test_garbage_is_collected_while_handles_wait_in_a_running_loop(loop: Loop) -> None:
+    ran: list[int] = []
+
+    def schedule() -> None:
+        for number in range(3000):
+            argument = [number]
+            argument.append(argument)  # type: ignore[arg-type]
+            loop.call_soon(lambda item: ran.append(item[0]), argument)
+            loop.call_later(0, lambda item: ran.append(item[0]), argument)
+        gc.collect()
+        loop.call_later(0.001, loop.stop)
+
+    loop.call_soon(schedule)
+    loop.run_forever()
+    assert sorted(ran) == sorted([*range(3000), *range(3000)])

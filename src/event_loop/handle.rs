@@ -3,6 +3,10 @@
 //! They extend asyncio's classes of these names, whose slots stay empty: the attributes here hide
 //! them. The arguments are stored in the handle itself, and the memory of dead handles is used
 //! again.
+//!
+//! While its loop runs and has it in a queue, a handle is alive through the loop and the garbage
+//! collector need not know it, which makes it cheaper. Whoever takes it out of the queue while
+//! others refer to it makes it known.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -95,7 +99,7 @@ impl Handle {
             Some(context) => context.clone(),
             None => copy_current_context(home.gil())?,
         };
-        let handle = class.alloc_from(
+        let handle = class.alloc_untracked(
             &home.state.spare_handles,
             Handle {
                 home: home.clone(),
@@ -111,6 +115,9 @@ impl Handle {
                 lock,
             },
         )?;
+        if !home.in_run_once.get() {
+            handle.track();
+        }
         if home.debug() {
             handle.source_traceback.set(Some(home.state.extract_stack.call([])?));
         }
@@ -126,8 +133,17 @@ impl Handle {
     }
 
     /// Makes the handle run its callback as often as it is queued, until it is cancelled.
-    pub(super) fn keep(&self) {
-        self.kept.set(true);
+    pub(super) fn keep(this: &Ref<Handle>) {
+        this.kept.set(true);
+        this.track();
+    }
+
+    /// The handle is in no queue any more.
+    #[inline]
+    pub fn leave_queue(this: &Ref<Handle>) {
+        if !this.is_sole() {
+            this.track();
+        }
     }
 
     /// Runs the handle when its turn has come. Only SystemExit and KeyboardInterrupt come back as

@@ -91,6 +91,7 @@ pub struct EventLoop {
     transports: RefCell<HashSet<RawFd>>,
     /// Where received bytes land before they are copied into a `bytes` of the exact size.
     scratch: RefCell<Vec<u8>>,
+    in_run_once: Cell<bool>,
     /// Counts the beginnings and the ends of callbacks: odd while one runs.
     callback: Cell<u64>,
     /// What waits for its end.
@@ -127,6 +128,7 @@ impl EventLoop {
             rearm: RefCell::default(),
             transports: RefCell::default(),
             scratch: RefCell::default(),
+            in_run_once: Cell::new(false),
             callback: Cell::new(0),
             at_end: RefCell::default(),
             has_at_end: Cell::new(false),
@@ -328,6 +330,7 @@ impl EventLoop {
     }
 
     fn forget_callbacks(&self) {
+        self.track_queued();
         let ready = self.ready.take();
         let timers = self.timers.borrow_mut().drain();
         let watches = self.watches.take();
@@ -477,7 +480,7 @@ impl Native for EventLoop {
             at_end.iter().for_each(|todo| visit.obj(todo.receiver()));
         }
         if let Ok(timers) = self.timers.try_borrow() {
-            timers.traverse(visit);
+            timers.handles().for_each(|handle| visit.native(handle));
         }
         if let Ok(watches) = self.watches.try_borrow() {
             watches.values().for_each(|watch| visit.native(watch));

@@ -1,6 +1,6 @@
 //! Timers that wait: a binary heap with removal, so that a cancelled timer costs nothing later.
 
-use crate::py::{Ref, Visit};
+use crate::py::Ref;
 
 use super::Handle;
 
@@ -63,8 +63,8 @@ impl Timers {
             .collect()
     }
 
-    pub fn traverse(&self, visit: &mut Visit) {
-        self.heap.iter().for_each(|entry| visit.native(&entry.handle));
+    pub fn handles(&self) -> impl Iterator<Item = &Ref<Handle>> {
+        self.heap.iter().map(|entry| &entry.handle)
     }
 
     fn remove_at(&mut self, index: usize) -> Option<Ref<Handle>> {

@@ -16,12 +16,24 @@ impl EventLoop {
     /// Runs turns until `stop()`. asyncio's `run_forever` calls this in a loop of its own.
     pub(super) fn run_once(this: &Ref<EventLoop>) -> Result<()> {
         Self::adopt_ring(this)?;
-        loop {
-            Self::turn(this)?;
-            if this.stopping.get() {
-                return Ok(());
+        this.in_run_once.set(true);
+        let result = loop {
+            if let Err(error) = Self::turn(this) {
+                break Err(error);
             }
-        }
+            if this.stopping.get() {
+                break Ok(());
+            }
+        };
+        this.in_run_once.set(false);
+        this.track_queued();
+        result
+    }
+
+    /// Makes the garbage collector know what is queued: the loop itself may be garbage soon.
+    pub(super) fn track_queued(&self) {
+        self.ready.borrow().iter().for_each(Ref::track);
+        self.timers.borrow().handles().for_each(Ref::track);
     }
 
     fn turn(this: &Ref<EventLoop>) -> Result<()> {
@@ -139,7 +151,9 @@ impl EventLoop {
     fn run_ready(this: &Ref<EventLoop>, count: usize) -> Result<()> {
         for _ in 0..count {
             let Some(handle) = this.ready.borrow_mut().pop_front() else { break };
-            Self::run_handle(this, &handle)?;
+            let result = Self::run_handle(this, &handle);
+            Handle::leave_queue(&handle);
+            result?;
             // Where the callback has forked, the rest is the parent's to run.
             Self::check_process(this)?;
         }

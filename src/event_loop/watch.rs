@@ -87,7 +87,7 @@ impl EventLoop {
         let fd = Self::file_descriptor(this, file)?;
         check_pollable(fd).map_err(|error| Exc::os(args.gil, &error))?;
         let handle = Handle::create(this, callback, rest, context.and_then(Obj::some))?;
-        handle.keep();
+        Handle::keep(&handle);
         let watch = this.state.watch.alloc(Watch {
             home: this.clone(),
             fd,

@@ -118,6 +118,25 @@ impl<T: Native> Ref<T> {
     pub fn gil(&self) -> Gil {
         self.0.gil()
     }
+
+    /// Makes the object known to the garbage collector. To one that does not know it, whatever it
+    /// refers to is alive: it must be known before it can be part of garbage.
+    #[inline]
+    pub fn track(&self) {
+        // SAFETY: a live object of a type with garbage collection, whose value is complete.
+        unsafe {
+            if ffi::PyObject_GC_IsTracked(self.0.as_ptr()) == 0 {
+                ffi::PyObject_GC_Track(self.0.as_ptr().cast());
+            }
+        }
+    }
+
+    /// Whether this is the only reference.
+    #[inline]
+    pub fn is_sole(&self) -> bool {
+        // SAFETY: a live object.
+        unsafe { ffi::Py_REFCNT(self.0.as_ptr()) == 1 }
+    }
 }
 
 impl<T: Native> Clone for Ref<T> {
@@ -289,16 +308,32 @@ impl<T: Native> Type<T> {
         }
     }
 
-    /// As [`Type::alloc`], in the memory of a dead instance where there is one.
+    /// As [`Type::alloc`], in the memory of a dead instance where there is one, and unknown to the
+    /// garbage collector: see [`Ref::track`].
     #[inline]
-    pub fn alloc_from(&self, list: &FreeList, value: T) -> Result<Ref<T>> {
-        let Some(memory) = list.pop() else { return self.alloc(value) };
-        // SAFETY: the memory was an object of a type of this size, is untracked and owned by us.
+    pub fn alloc_untracked(&self, list: &FreeList, value: T) -> Result<Ref<T>> {
+        let class = self.0.as_ptr().cast::<ffi::PyTypeObject>();
+        // SAFETY: either memory that was an object of a type of this size, is untracked and owned
+        // by us, or a new object, of which only the head is set. The rest of the base class's part
+        // is zeroed, as tp_alloc would, and the value written before anything can look at it.
         unsafe {
-            ffi::PyObject_Init(memory, self.0.as_ptr().cast());
-            memory.byte_add(offset::<T>()).cast::<T>().write(value);
-            ffi::PyObject_GC_Track(memory.cast());
-            Ok(Ref(Obj::owned(memory)?, PhantomData))
+            let memory = match list.pop() {
+                Some(memory) => {
+                    ffi::PyObject_Init(memory, class);
+                    memory
+                }
+                None => {
+                    let memory: *mut ffi::PyObject = ffi::PyObject_GC_New(class);
+                    if !memory.is_null() {
+                        let head = size_of::<ffi::PyObject>();
+                        memory.byte_add(head).cast::<u8>().write_bytes(0, offset::<T>() - head);
+                    }
+                    memory
+                }
+            };
+            let obj = Obj::owned(memory)?;
+            obj.as_ptr().byte_add(offset::<T>()).cast::<T>().write(value);
+            Ok(Ref(obj, PhantomData))
         }
     }
 

@@ -11,13 +11,14 @@ pub struct FreeList(Rc<Stock>);
 
 struct Stock {
     memory: RefCell<Vec<*mut ffi::PyObject>>,
+    limit: usize,
     closed: Cell<bool>,
 }
 
 impl FreeList {
-    pub fn with_capacity(capacity: usize) -> Self {
-        let memory = RefCell::new(Vec::with_capacity(capacity));
-        FreeList(Rc::new(Stock { memory, closed: Cell::new(false) }))
+    /// A stock of at most `limit` objects' memory.
+    pub fn with_limit(limit: usize) -> Self {
+        FreeList(Rc::new(Stock { memory: RefCell::default(), limit, closed: Cell::new(false) }))
     }
 
     #[inline]
@@ -33,7 +34,7 @@ impl FreeList {
             return false;
         }
         let mut stock = self.0.memory.borrow_mut();
-        if stock.len() == stock.capacity() {
+        if stock.len() == self.0.limit {
             return false;
         }
         stock.push(memory);

@@ -32,7 +32,9 @@ pub(super) trait Lifecycle: Transport {
         let args = [this.obj().clone()];
         let method = Self::connection_made(this)?;
         let made = Handle::create(&this.home, &method, &args, Some(&this.context))?;
-        Handle::run_queued(&made).and(Self::start_reading(this))
+        let called = Handle::run_queued(&made);
+        Handle::leave_queue(&made);
+        called.and(Self::start_reading(this))
     }
 
     fn connection_made(this: &Ref<Self>) -> Result<Obj> {
