@@ -203,7 +203,7 @@ impl Transport for StreamTransport {
     }
 
     fn read(this: &Ref<Self>, events: u32) -> Result<()> {
-        if this.kept.borrow().is_empty() {
+        if this.kept.borrow().is_empty() && !this.receives() {
             Self::read_some(this, events)
         } else {
             Self::read_kept(this)
