@@ -11,6 +11,8 @@ mod py;
 #[cfg(feature = "python")]
 mod state;
 #[cfg(feature = "python")]
+mod streams;
+#[cfg(feature = "python")]
 mod transport;
 
 /// What CPython calls to import `kloop._kloop`.

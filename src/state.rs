@@ -10,6 +10,7 @@ use crate::py::{
     FreeList, Getter, Gil, ModuleAttribute, ModuleState, ModuleWatcher, Obj, Result, ToObj, Type,
     Visit,
 };
+use crate::streams::Streams;
 use crate::transport::{
     DatagramTransport, Listener, ReadPipeTransport, StreamTransport, WritePipeTransport,
 };
@@ -52,27 +53,36 @@ names!(
     _connection_failed,
     _debug_log,
     _detach,
+    _handler_done,
     _io_failed,
     _read_ready,
     _run_in_debug_mode,
     _warn,
+    add_done_callback,
     buffer_updated,
     call_exception_handler,
     call_later,
+    cancelled,
     close,
     connection_lost,
     connection_made,
     context,
+    create_task,
     data_received,
     datagram_received,
     eof_received,
     error_received,
+    exception,
     fileno,
     get_buffer,
+    get_extra_info,
     getpeername,
     getsockname,
+    is_closing,
+    pause_reading,
     pause_writing,
     recvfrom,
+    resume_reading,
     resume_writing,
     sendto,
     done,
@@ -81,6 +91,8 @@ names!(
     set_result,
     setblocking,
     wait,
+    write,
+    writelines,
 );
 
 /// A class of asyncio's accelerator module; None where there is no such module.
@@ -104,6 +116,7 @@ pub struct State {
     read_pipe_transport: Type<ReadPipeTransport>,
     write_pipe_transport: Type<WritePipeTransport>,
     pub listener: Type<Listener>,
+    pub streams: Streams,
     pub cores: Type<Cores>,
     pub worker: Type<Worker>,
     /// `asyncio.futures.Future` and `asyncio.tasks.Task`.
@@ -159,6 +172,7 @@ impl ModuleState for State {
             read_pipe_transport: Type::create(module, Some(&asyncio.get(c"ReadTransport")?))?,
             write_pipe_transport: Type::create(module, Some(&flow_control))?,
             listener: Type::create(module, None)?,
+            streams: Streams::create(module)?,
             cores: Type::create(module, None)?,
             worker: Type::create(module, None)?,
             spare_handles: FreeList::with_limit(SPARE_HANDLES),
@@ -202,6 +216,7 @@ impl ModuleState for State {
         visit.class(&self.read_pipe_transport);
         visit.class(&self.write_pipe_transport);
         visit.class(&self.listener);
+        self.streams.traverse(visit);
         visit.class(&self.cores);
         visit.class(&self.worker);
         for obj in [
@@ -229,5 +244,6 @@ impl Drop for State {
     fn drop(&mut self) {
         // Before the types.
         self.spare_handles.close();
+        self.streams.spare_operations.close();
     }
 }

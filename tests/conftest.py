@@ -16,6 +16,7 @@ import inspect
 import os
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -37,6 +38,7 @@ FACTORIES: dict[str, LoopFactory] = {
 }
 
 WITH_SQPOLL = (
+    "test_stream_reading",
     "test_streams",
     "test_tcp_client",
     "test_tcp_faults",
@@ -88,10 +90,17 @@ def has_sqpoll() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not is_native_on_asyncio(item)]
     for item in items:
         if item.get_closest_marker("asyncio_leaks") and item.name.endswith("[asyncio]"):
             for ignored in ("unclosed", ":pytest.PytestUnraisableExceptionWarning"):
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:{ignored}"))
+
+
+def is_native_on_asyncio(item: pytest.Item) -> bool:
+    """Whether a test would have kloop's streams on the loop of asyncio, which they refuse."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("streams") == "native" and params.get("loop_name") == "asyncio"
 
 
 def pytest_collection_finish() -> None:
@@ -132,6 +141,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def loop_name(request: pytest.FixtureRequest) -> str:
     """The name of the loop under test: "asyncio", "kloop" or "kloop-sqpoll"."""
     return str(request.param)
+
+
+@pytest.fixture(params=["stock", "native"])
+def streams(request: pytest.FixtureRequest) -> types.ModuleType:
+    """The module whose streams are tested: asyncio, or kloop on its own loop only."""
+    return kloop if request.param == "native" else asyncio
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import asyncio
 import contextvars
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal, Self, TypedDict, final
 
 class Stats(TypedDict):
@@ -97,6 +97,30 @@ class WritePipeTransport(asyncio.WriteTransport):
         protocol: asyncio.BaseProtocol,
         waiter: asyncio.Future[Any] | None = None,
         extra: dict[str, Any] | None = None,
+    ) -> Self: ...
+
+@final
+class StreamReader(asyncio.StreamReader):
+    def __new__(cls, limit: int = 65536, loop: asyncio.AbstractEventLoop | None = None) -> Self: ...
+
+@final
+class StreamWriter(asyncio.StreamWriter):
+    def __new__(
+        cls,
+        transport: asyncio.BaseTransport,
+        protocol: StreamReaderProtocol,
+        reader: StreamReader | None,
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> Self: ...
+
+@final
+class StreamReaderProtocol(asyncio.StreamReaderProtocol):
+    def __new__(
+        cls,
+        stream_reader: StreamReader | None,
+        client_connected_cb: Callable[[StreamReader, StreamWriter], Awaitable[None] | None]
+        | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> Self: ...
 
 @final

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kloop.loop import Loop
 from kloop.sqpoll import Plan
+from kloop.streams import LIMIT, protocol_factory
 
 MAIN_ALIAS = "__mp_main__"
 """The name that a worker gives to the program's main module, as multiprocessing's spawn does."""
@@ -183,8 +184,9 @@ class _Service:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
         streams = inspect.iscoroutinefunction(self._handler)
-        factory = self._stream_protocol if streams else self._handler
+        factory = protocol_factory(self._handle_streams, LIMIT, loop) if streams else self._handler
         self._worker.serve(loop, factory, self._on_message)
         try:
             await self._drain.wait()
@@ -220,10 +222,6 @@ class _Service:
             if self._worker.connections:
                 self._idle.clear()
                 await self._idle.wait()
-
-    def _stream_protocol(self) -> asyncio.StreamReaderProtocol:
-        reader = asyncio.StreamReader()
-        return asyncio.StreamReaderProtocol(reader, self._handle_streams)
 
     async def _handle_streams(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -103,6 +103,8 @@ pub struct EventLoop {
     /// The identity of the thread that runs the loop, or None.
     thread_id: ObjCell,
     task_factory: ObjCell,
+    /// A future that is done, for `done_future`.
+    done_future: ObjCell,
     mailbox: RefCell<Option<Mailbox>>,
 }
 
@@ -137,6 +139,7 @@ impl EventLoop {
             debug: Cell::new(false),
             thread_id: ObjCell::empty(),
             task_factory: ObjCell::empty(),
+            done_future: ObjCell::empty(),
             mailbox: RefCell::new(None),
         })
     }
@@ -337,7 +340,8 @@ impl EventLoop {
         let rearm = self.rearm.take();
         let news = self.last_news.take();
         let at_end = self.at_end.take();
-        drop((ready, timers, watches, rearm, news, at_end));
+        let done_future = self.done_future.take();
+        drop((ready, timers, watches, rearm, news, at_end, done_future));
     }
 
     fn stats(this: &Ref<EventLoop>) -> Result<Obj> {
@@ -465,6 +469,7 @@ impl Native for EventLoop {
         visit.obj(self.state.module());
         visit.cell(&self.thread_id);
         visit.cell(&self.task_factory);
+        visit.cell(&self.done_future);
         if let Ok(driver) = self.driver.try_borrow()
             && let Some(driver) = driver.as_ref()
         {

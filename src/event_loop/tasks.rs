@@ -23,6 +23,18 @@ impl EventLoop {
             && state.running_loop.call()?.is(this.obj()))
     }
 
+    /// A future with the result None, always the same. A task that is woken with it goes on without
+    /// a search for the result of what it has waited for.
+    pub fn done_future(this: &Ref<EventLoop>) -> Result<Obj> {
+        if let Some(done) = this.done_future.get() {
+            return Ok(done);
+        }
+        let done = Self::create_future(this)?;
+        done.call_method(&this.state.names.set_result, [&Obj::none(this.gil())])?;
+        this.done_future.set(Some(done.clone()));
+        Ok(done)
+    }
+
     /// `asyncio.Task(coro, loop=self, **kwargs)`. Task factories, debug mode and wrong calls are
     /// left to asyncio's own method.
     pub(super) fn create_task(this: &Ref<EventLoop>, args: &Args) -> Result<Obj> {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pyo3_ffi as ffi;
 
 use super::args::Args;
+use super::coroutine::{self, Advance, Next, SpareStop};
 use super::error::{Exc, Result};
 use super::members::{GetSet, Method, conjure};
 use super::object::{Gil, Obj, ObjCell};
@@ -43,6 +44,11 @@ pub trait Native: Sized + 'static {
     /// Runs once, before the object is torn down (PEP 442).
     const FINALIZE: Option<fn(&Ref<Self>)> = None;
 
+    /// With it instances can be awaited, as coroutines.
+    const ADVANCE: Option<Advance<Self>> = None;
+    /// `__anext__`, for asynchronous iterators.
+    const ASYNC_NEXT: Option<Next<Self>> = None;
+
     /// Where the value starts in an instance, for a type that extends a Python class.
     fn extends() -> Option<&'static Offset> {
         None
@@ -57,6 +63,11 @@ pub trait Native: Sized + 'static {
 
     /// Where the memory of dead instances is kept for new ones.
     fn free_list(&self) -> Option<FreeList> {
+        None
+    }
+
+    /// What carries the results of a type with [`Native::ADVANCE`].
+    fn spare_stop(&self) -> Option<&SpareStop> {
         None
     }
 }
@@ -102,6 +113,13 @@ impl<T: Native> Ref<T> {
     pub(super) unsafe fn view(ptr: &*mut ffi::PyObject) -> &Self {
         // SAFETY: a transparent wrapper of a transparent wrapper of the pointer.
         unsafe { &*(ptr as *const *mut ffi::PyObject).cast() }
+    }
+
+    /// # Safety
+    /// `obj` is an instance of `T`'s type.
+    #[inline]
+    pub(super) unsafe fn from_obj(obj: Obj) -> Self {
+        Ref(obj, PhantomData)
     }
 
     #[inline]
@@ -277,6 +295,20 @@ impl<T: Native> Type<T> {
         if T::FINALIZE.is_some() {
             table.push(slot(ffi::Py_tp_finalize, slots::finalize::<T> as *mut c_void));
         }
+        if T::ADVANCE.is_some() {
+            table.extend([
+                slot(ffi::Py_am_await, coroutine::itself as *mut c_void),
+                slot(ffi::Py_am_send, coroutine::am_send::<T> as *mut c_void),
+                slot(ffi::Py_tp_iter, coroutine::itself as *mut c_void),
+                slot(ffi::Py_tp_iternext, coroutine::iternext::<T> as *mut c_void),
+            ]);
+        }
+        if T::ASYNC_NEXT.is_some() {
+            table.extend([
+                slot(ffi::Py_am_aiter, coroutine::itself as *mut c_void),
+                slot(ffi::Py_am_anext, coroutine::anext::<T> as *mut c_void),
+            ]);
+        }
         table.push(slot(0, std::ptr::null_mut()));
         let mut spec = ffi::PyType_Spec {
             name: name.as_ptr(),
@@ -308,8 +340,15 @@ impl<T: Native> Type<T> {
         }
     }
 
-    /// As [`Type::alloc`], in the memory of a dead instance where there is one, and unknown to the
-    /// garbage collector: see [`Ref::track`].
+    /// As [`Type::alloc`], in the memory of a dead instance where there is one.
+    #[inline]
+    pub fn alloc_from(&self, list: &FreeList, value: T) -> Result<Ref<T>> {
+        let made = self.alloc_untracked(list, value)?;
+        made.track();
+        Ok(made)
+    }
+
+    /// As [`Type::alloc_from`], but unknown to the garbage collector: see [`Ref::track`].
     #[inline]
     pub fn alloc_untracked(&self, list: &FreeList, value: T) -> Result<Ref<T>> {
         let class = self.0.as_ptr().cast::<ffi::PyTypeObject>();
@@ -342,16 +381,19 @@ impl<T: Native> Type<T> {
         unsafe { ffi::PyObject_TypeCheck(obj.as_ptr(), self.0.as_ptr().cast()) != 0 }
     }
 
+    /// The instance behind `obj`, if it is one.
+    #[inline]
+    pub fn instance<'a>(&self, obj: &'a Obj) -> Option<&'a Ref<T>> {
+        // SAFETY: an instance of the type may be viewed as a `Ref`.
+        self.is_type_of(obj).then(|| unsafe { &*(obj as *const Obj).cast() })
+    }
+
     /// The instance behind `obj`; `TypeError` where it is something else.
     pub fn cast<'a>(&self, obj: &'a Obj) -> Result<&'a Ref<T>> {
-        if !self.is_type_of(obj) {
-            return Err(Exc::type_error(
-                obj.gil(),
-                format!("a {} was expected, got {}", self.name(), obj.type_name()),
-            ));
-        }
-        // SAFETY: an instance of the type may be viewed as a `Ref`.
-        Ok(unsafe { &*(obj as *const Obj).cast() })
+        self.instance(obj).ok_or_else(|| {
+            let (name, given) = (self.name(), obj.type_name());
+            Exc::type_error(obj.gil(), format!("a {name} was expected, got {given}"))
+        })
     }
 
     pub fn obj(&self) -> &Obj {

@@ -153,6 +153,13 @@ impl Obj {
         }
     }
 
+    /// A `bytearray` of this content.
+    pub fn bytearray(_: Gil, content: &[u8]) -> Result<Self> {
+        let size = content.len() as ffi::Py_ssize_t;
+        // SAFETY: attached (token); pointer and length describe initialised memory.
+        unsafe { Obj::owned(ffi::PyByteArray_FromStringAndSize(content.as_ptr().cast(), size)) }
+    }
+
     /// `os.fsdecode()` of a path.
     pub fn path(_: Gil, path: &[u8]) -> Result<Self> {
         // SAFETY: attached (token); pointer and length describe initialised memory.
@@ -237,6 +244,11 @@ impl Obj {
         }
     }
 
+    pub fn is_tuple(&self) -> bool {
+        // SAFETY: a live object.
+        unsafe { ffi::PyTuple_Check(self.as_ptr()) != 0 }
+    }
+
     /// An item of a tuple; `None` beyond its end, and for other types.
     #[inline]
     pub fn tuple_item(&self, index: usize) -> Option<Obj> {
@@ -262,6 +274,13 @@ impl Obj {
             let data = ffi::PyBytes_AsString(self.as_ptr()).cast::<u8>();
             Some(std::slice::from_raw_parts(data, ffi::PyBytes_Size(self.as_ptr()) as usize))
         }
+    }
+
+    /// Whether this is a `bytes` and of no subclass.
+    #[inline]
+    pub fn is_exact_bytes(&self) -> bool {
+        // SAFETY: a live object.
+        unsafe { ffi::PyBytes_CheckExact(self.as_ptr()) != 0 }
     }
 
     pub fn is_bytearray(&self) -> bool {

@@ -18,6 +18,7 @@ pub type Result<T> = std::result::Result<T, Exc>;
 pub enum Kind {
     Assertion,
     Connection,
+    ConnectionReset,
     OS,
     Runtime,
     System,
@@ -32,6 +33,7 @@ impl Kind {
             match self {
                 Kind::Assertion => ffi::PyExc_AssertionError,
                 Kind::Connection => ffi::PyExc_ConnectionError,
+                Kind::ConnectionReset => ffi::PyExc_ConnectionResetError,
                 Kind::OS => ffi::PyExc_OSError,
                 Kind::Runtime => ffi::PyExc_RuntimeError,
                 Kind::System => ffi::PyExc_SystemError,
@@ -64,6 +66,44 @@ impl Exc {
 
     pub fn connection_error(gil: Gil, message: impl AsRef<str>) -> Self {
         Exc::new(gil, Kind::Connection, message)
+    }
+
+    pub fn connection_reset(gil: Gil, message: impl AsRef<str>) -> Self {
+        Exc::new(gil, Kind::ConnectionReset, message)
+    }
+
+    /// `raise obj`: an exception, or a class of them. `TypeError` for anything else.
+    pub fn raise(obj: Obj) -> Result<Self> {
+        // SAFETY: live objects; the macros only look at types.
+        unsafe {
+            if ffi::PyExceptionInstance_Check(obj.as_ptr()) != 0 {
+                return Ok(Exc(obj));
+            }
+            if ffi::PyExceptionClass_Check(obj.as_ptr()) != 0 {
+                return Exc::raise(obj.call([])?);
+            }
+        }
+        Err(Exc::type_error(obj.gil(), "exceptions must derive from BaseException"))
+    }
+
+    /// `StopIteration(value)`, with which a coroutine returns.
+    pub fn stop_iteration(value: &Obj) -> Self {
+        // SAFETY: a static exception class, and a live object on an attached thread.
+        let class = unsafe { Obj::borrowed(ffi::PyExc_StopIteration) };
+        match class.call([value]) {
+            Ok(exception) => Exc(exception),
+            Err(error) => error,
+        }
+    }
+
+    /// The end of an asynchronous iteration.
+    pub fn stop_async_iteration(_: Gil) -> Self {
+        // SAFETY: attached (token); a static exception class.
+        let class = unsafe { Obj::borrowed(ffi::PyExc_StopAsyncIteration) };
+        match class.call([]) {
+            Ok(exception) => Exc(exception),
+            Err(error) => error,
+        }
     }
 
     pub fn runtime_error(gil: Gil, message: impl AsRef<str>) -> Self {
@@ -119,6 +159,10 @@ impl Exc {
         &self.0
     }
 
+    pub fn into_object(self) -> Obj {
+        self.0
+    }
+
     fn is_a(&self, class: *mut ffi::PyObject) -> bool {
         // SAFETY: live objects.
         unsafe { ffi::PyErr_GivenExceptionMatches(self.0.as_ptr(), class) != 0 }
@@ -128,6 +172,22 @@ impl Exc {
     pub fn is_exit(&self) -> bool {
         // SAFETY: static exception classes.
         unsafe { self.is_a(ffi::PyExc_SystemExit) || self.is_a(ffi::PyExc_KeyboardInterrupt) }
+    }
+
+    /// What `except Exception` catches.
+    pub fn is_ordinary(&self) -> bool {
+        // SAFETY: a static exception class.
+        self.is_a(unsafe { ffi::PyExc_Exception })
+    }
+
+    pub fn is_overflow(&self) -> bool {
+        // SAFETY: a static exception class.
+        self.is_a(unsafe { ffi::PyExc_OverflowError })
+    }
+
+    pub fn is_not_implemented(&self) -> bool {
+        // SAFETY: a static exception class.
+        self.is_a(unsafe { ffi::PyExc_NotImplementedError })
     }
 
     pub fn is_os_error(&self) -> bool {

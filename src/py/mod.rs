@@ -20,6 +20,7 @@ mod call;
 mod class;
 mod context;
 mod convert;
+mod coroutine;
 mod error;
 mod interpreter;
 mod members;
@@ -29,6 +30,7 @@ mod panic;
 mod recycle;
 mod slots;
 mod watched;
+mod weak;
 
 pub use args::{Args, Signature};
 pub use buffer::{Buffer, WritableBuffer};
@@ -36,6 +38,7 @@ pub use call::{CallArgs, Getter};
 pub use class::{Bound, Construct, Describe, Native, Offset, Ref, Type, Variant, Visit};
 pub use context::{copy_context, copy_current_context, enter_context};
 pub use convert::ToObj;
+pub use coroutine::{Advance, Next, SpareStop, Step, warn_never_awaited};
 pub use error::{Exc, Result};
 pub use interpreter::{check_signals, detach, interpreter_id, run_in_own_interpreter};
 pub use members::{GetSet, Method};
@@ -43,3 +46,4 @@ pub use module::{ModuleState, StateRef, module_init, state_of_module, state_of_t
 pub use object::{Gil, Obj, ObjCell};
 pub use recycle::FreeList;
 pub use watched::{ModuleAttribute, ModuleWatcher};
+pub use weak::Weak;

@@ -143,6 +143,11 @@ pub trait Transport: Native + Deref<Target = Base> {
         error.is_os_error()
     }
 
+    /// Whether the protocol is to be called in the transport's context.
+    fn needs_context(&self) -> bool {
+        true
+    }
+
     /// Runs while the transport is released, before its file is closed.
     fn on_release(_: &Ref<Self>) -> Result<()> {
         Ok(())
@@ -160,7 +165,7 @@ pub fn owner<T: Transport>(this: &Ref<T>) -> Owner {
 }
 
 fn on_signal<T: Transport>(this: &Ref<T>, signal: Signal) -> Result<()> {
-    let _entered = enter_context(&this.context)?;
+    let _entered = this.needs_context().then(|| enter_context(&this.context)).transpose()?;
     match signal {
         Signal::Completed(Completion { op, more, outcome }) => {
             if this.read_op.get() == Some(op) {

@@ -19,4 +19,4 @@ mod stream;
 
 pub use datagram::DatagramTransport;
 pub use pipe::{ReadPipeTransport, WritePipeTransport};
-pub use stream::{Listener, StreamTransport, accept_stream};
+pub use stream::{Listener, Sink, StreamTransport, accept_stream};

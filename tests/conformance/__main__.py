@@ -2,7 +2,8 @@
 
     python -m tests.conformance [-v] [-k TEXT] [-j N] [--limit SECONDS] [MODULE ...]
 
-Runs the running interpreter's test.test_asyncio with kloop as the loop. What does not pass there,
+Runs the running interpreter's test.test_asyncio with kloop as the loop, and its tests of streams
+once more, as native_streams, with kloop's streams in place of asyncio's. What does not pass there,
 or leaves something behind (open files, warnings, error messages), is run again on its own, on kloop
 and on the stock loop: it has failed if kloop is worse than the stock loop both times. waivers.toml
 says what does not count, and why. KLOOP_DRIVER chooses kloop's driver.
@@ -25,6 +26,9 @@ from .runner import Result, run
 from .waivers import Waivers
 
 SUITE = "test.test_asyncio"
+
+STREAMS = "native_streams"
+"""What stands for test_streams with kloop's native streams in place of asyncio's."""
 
 LEAST_ON_KLOOP = 1000
 """If fewer tests than this ran on a loop of kloop's, they were not about kloop."""
@@ -68,8 +72,11 @@ class Conformance:
             return sorted(chosen, key=lambda name: f"{module}.{name}" in self.waivers.waived)
 
         path, limit = f"{SUITE}.{module}", self.options.limit
+        loop = "kloop"
+        if module == STREAMS:
+            path, loop = f"{SUITE}.test_streams", "kloop-streams"
         odd: dict[str, Result] = {}
-        for name, result in (await run(path, "kloop", choose, limit)).items():
+        for name, result in (await run(path, loop, choose, limit)).items():
             test = f"{module}.{name}"
             if test in self.waivers.waived:
                 what = "passed though waived" if result.clean else "waived"
@@ -83,7 +90,7 @@ class Conformance:
             return [name for name in names if name in odd]
 
         if odd:
-            again = await run(path, "kloop", choose_odd, limit)
+            again = await run(path, loop, choose_odd, limit)
             stock = await run(path, "asyncio", choose_odd, limit)
             for name, result in odd.items():
                 results = result, again.get(name, result), stock.get(name, Result("passed"))
@@ -115,7 +122,7 @@ def modules() -> list[str]:
     assert spec.submodule_search_locations is not None
     [folder] = spec.submodule_search_locations
     files = sorted(Path(folder).glob("test_*.py"), key=lambda file: -file.stat().st_size)
-    return [file.stem for file in files]
+    return [*(file.stem for file in files), STREAMS]
 
 
 def show(verdicts: list[Verdict], verbose: bool) -> None:

@@ -1,6 +1,6 @@
 """Run the tests of one module, as the parent says in lines of JSON.
 
-    CONFORMANCE_LOOP=asyncio|kloop python child.py MODULE TIME_LIMIT
+    CONFORMANCE_LOOP=asyncio|kloop|kloop-streams python child.py MODULE TIME_LIMIT
 
 First this writes the list of all tests to stdout, as "Class.test"; stdin answers which of them to
 run. Each of these then gets two lines, its name and its result. A test that takes more than
@@ -55,8 +55,20 @@ def use_kloop() -> type:
     return Loop
 
 
+def use_native_streams() -> None:
+    """Make asyncio's streams kloop's."""
+    import kloop.streams
+
+    for name in kloop.streams.__all__:
+        for module in (asyncio, asyncio.streams):
+            setattr(module, name, getattr(kloop.streams, name))
+
+
 # Here and not below: processes that multiprocessing starts import this file, too.
-kloop_class: Any = use_kloop() if os.environ.get("CONFORMANCE_LOOP") == "kloop" else None
+wanted = os.environ.get("CONFORMANCE_LOOP", "asyncio")
+kloop_class: Any = use_kloop() if wanted != "asyncio" else None
+if wanted == "kloop-streams":
+    use_native_streams()
 
 
 class Complaints(logging.Handler):

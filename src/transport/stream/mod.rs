@@ -23,10 +23,13 @@ use crate::driver::socket::set_nodelay;
 use crate::driver::{OpId, Outcome};
 use crate::event_loop::EventLoop;
 use crate::py::{
-    Args, Construct, Describe, Exc, GetSet, Method, Native, Obj, ObjCell, Offset, Ref, Result,
-    Signature, Type, Visit, copy_current_context, state_of_type,
+    Args, Bound, Construct, Describe, Exc, GetSet, Method, Native, Obj, ObjCell, Offset, Ref,
+    Result, Signature, Type, Visit, copy_current_context, state_of_type,
 };
 use crate::state::State;
+
+/// Takes the `bytes` that a transport has received.
+pub type Sink = Bound<Obj, Result<()>>;
 
 pub struct StreamTransport {
     base: Base,
@@ -42,6 +45,8 @@ pub struct StreamTransport {
     buffered: Cell<bool>,
     /// The last read took much of what one may take, so that the next one may spare the copy.
     reads_much: Cell<bool>,
+    /// Native code that takes what arrives, in place of the protocol's data_received().
+    sink: RefCell<Option<Sink>>,
     /// How much of the piece in flight earlier sends have taken.
     send_start: Cell<usize>,
     /// What waits behind the send in flight, in pieces that each make one send.
@@ -121,6 +126,7 @@ impl StreamTransport {
             send_due: Cell::new(false),
             buffered: Cell::new(false),
             reads_much: Cell::new(false),
+            sink: RefCell::default(),
             send_start: Cell::new(0),
             backlog: RefCell::default(),
             write_ended: Cell::new(false),
@@ -147,8 +153,15 @@ impl StreamTransport {
 
     fn set_protocol(this: &Ref<Self>, protocol: &Obj) -> Result<()> {
         this.buffered.set(protocol.is_instance(&this.home.state.buffered_protocol)?);
+        this.set_sink(None);
         this.protocol.set(Some(protocol.clone()));
         Ok(())
+    }
+
+    /// Hands what arrives to `sink`, which belongs to the protocol, until there is another one.
+    pub fn set_sink(&self, sink: Option<Sink>) {
+        let old = self.sink.replace(sink);
+        drop(old);
     }
 
     /// Whether all that is written goes there. Elsewhere only what the socket refuses does.
@@ -226,6 +239,11 @@ impl Transport for StreamTransport {
         Self::send_held(this)
     }
 
+    /// A sink runs no user's code: it makes tasks ready, which have contexts of their own.
+    fn needs_context(&self) -> bool {
+        self.sink.borrow().is_none()
+    }
+
     fn drop_unsent(&self) {
         self.backlog.borrow_mut().clear();
     }
@@ -242,6 +260,7 @@ impl Transport for StreamTransport {
     }
 
     fn on_lost(this: &Ref<Self>) -> Result<()> {
+        this.set_sink(None);
         Self::fail_empty_waiter(this)
     }
 }
@@ -322,10 +341,16 @@ impl Native for StreamTransport {
         if let Ok(held) = self.held.try_borrow() {
             held.iter().for_each(|bytes| visit.obj(bytes));
         }
+        if let Ok(sink) = self.sink.try_borrow()
+            && let Some(sink) = sink.as_ref()
+        {
+            visit.obj(sink.receiver());
+        }
     }
 
     fn clear(&self) {
         self.base.clear();
+        self.set_sink(None);
         self.server.set(None);
     }
 }

@@ -86,20 +86,27 @@ impl StreamTransport {
         }
         let full = count == READ_SIZE;
         this.reads_much.set(count > MUCH);
-        let Some(protocol) = this.protocol.get() else { return Ok(Received::Nothing) };
-        Self::data_received(this, &protocol, &data)?;
+        Self::data_received(this, data)?;
         Ok(if full { Received::Full } else { Received::Drained })
     }
 
-    pub(super) fn data_received(this: &Ref<Self>, protocol: &Obj, data: &Obj) -> Result<()> {
-        let names = &this.home.state.names;
-        match protocol.call_method(&names.data_received, [data]) {
-            Ok(_) => Ok(()),
+    pub(super) fn data_received(this: &Ref<Self>, data: Obj) -> Result<()> {
+        match Self::deliver(this, data) {
+            Ok(()) => Ok(()),
             Err(error) => {
                 let message = "Fatal error: protocol.data_received() call failed.";
                 Self::fatal_error(this, error, message)
             }
         }
+    }
+
+    fn deliver(this: &Ref<Self>, data: Obj) -> Result<()> {
+        let sink = this.sink.borrow().clone();
+        if let Some(sink) = sink {
+            return sink.call(data);
+        }
+        let Some(protocol) = this.protocol.get() else { return Ok(()) };
+        protocol.call_method(&this.home.state.names.data_received, [&data]).map(drop)
     }
 
     fn read_into_protocol(this: &Ref<Self>) -> Result<Received> {

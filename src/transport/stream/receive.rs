@@ -85,9 +85,7 @@ impl StreamTransport {
         if this.buffered.get() {
             return Self::fill_protocol(this, bytes);
         }
-        let Some(protocol) = this.protocol.get() else { return Ok(()) };
-        let data = bytes.to_obj(this.gil())?;
-        Self::data_received(this, &protocol, &data)
+        Self::data_received(this, bytes.to_obj(this.gil())?)
     }
 
     fn fill_protocol(this: &Ref<Self>, bytes: &[u8]) -> Result<()> {

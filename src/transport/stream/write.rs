@@ -26,7 +26,7 @@ const HELD_LIMIT: usize = 16 * 1024;
 const WRITE_ERROR: &str = "Fatal write error on socket transport";
 
 impl StreamTransport {
-    pub(super) fn write(this: &Ref<Self>, data: &Obj) -> Result<()> {
+    pub fn write(this: &Ref<Self>, data: &Obj) -> Result<()> {
         if let Some(bytes) = data.bytes() {
             return Self::write_bytes(this, bytes, Some(data));
         }
