@@ -280,6 +280,13 @@ impl<T> Driver<T> {
         Ok(true)
     }
 
+    /// Whether [`submit`](Self::submit) and [`next`](Self::next) would find nothing to do. Where that
+    /// takes a system call to find out, it is not.
+    #[inline]
+    pub fn is_quiet(&mut self) -> bool {
+        self.process.is_current() && self.backend.is_quiet()
+    }
+
     /// Starts what is queued and lets the kernel post what is due. Never waits, and makes no system
     /// call when there is neither; with epoll, which cannot tell, when nothing is in flight.
     ///

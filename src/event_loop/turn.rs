@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::schedule::now;
 use super::{AtEnd, Completion, EventLoop, Handle, Owner, Signal};
+use crate::driver::Driver;
 use crate::py::{Exc, Obj, Ref, Result, ToObj, check_signals, detach};
 
 /// The longest single wait, as in asyncio: it keeps the timeout within what system calls accept.
@@ -43,14 +44,19 @@ impl EventLoop {
         }
         Self::rearm_watches(this)?;
         let idle = this.ready.borrow().is_empty();
-        Self::wait(this)?;
+        let quiet = !idle && this.is_quiet();
+        if !quiet {
+            Self::wait(this)?;
+        }
         // The order is asyncio's: what was ready before the wait, I/O, timers. Code that awaits a
         // connection goes on before its first bytes are delivered. What any of it schedules waits
         // for the next turn.
         let ready = this.ready.borrow().len();
         let due = this.expire_timers();
         Self::run_ready(this, ready)?;
-        Self::take_completions(this)?;
+        if !quiet {
+            Self::take_completions(this)?;
+        }
         Self::read_mail(this)?;
         Self::run_ready(this, due)?;
         if idle && !this.stopping.get() {
@@ -60,6 +66,16 @@ impl EventLoop {
             Self::run_ready(this, ready)?;
         }
         Ok(())
+    }
+
+    /// Whether a turn with work at hand can do without a look at the ring.
+    #[inline]
+    fn is_quiet(&self) -> bool {
+        self.last_news.borrow().is_empty()
+            && self
+                .driver
+                .try_borrow_mut()
+                .is_ok_and(|mut driver| driver.as_mut().is_some_and(Driver::is_quiet))
     }
 
     /// Submits what is queued, and waits if there is nothing to run. With work at hand this makes

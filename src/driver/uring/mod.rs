@@ -338,6 +338,19 @@ impl Backend for Uring {
     }
 
     #[inline]
+    fn is_quiet(&mut self) -> bool {
+        // A poller may be about to post something.
+        let later = self.watch_due
+            || self.has_poller()
+            || !self.starved.is_empty()
+            || !self.early.is_empty();
+        let queue = self.ring.submission();
+        let busy = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        !(later || busy) && self.ring.completion().is_empty()
+    }
+
+    #[inline]
     fn submit(&mut self) -> io::Result<()> {
         let pending = self.pending();
         if self.has_poller() {
