@@ -313,6 +313,25 @@ def test_a_handle_in_a_cycle_is_collected(
     assert gone == [None]
 
 
+def test_a_cancelled_timer_that_its_loop_refers_to_is_collected(
+    new_loop: Callable[[], Loop],
+) -> None:
+    async def cancel() -> None:
+        loop = asyncio.get_running_loop()
+        handle = loop.call_later(1000, callback)
+        handle.cancel()
+        loop.kept = handle  # type: ignore[attr-defined]
+
+    loop = new_loop()
+    gone: list[None] = []
+    weakref.finalize(loop, gone.append, None)
+    loop.run_until_complete(cancel())
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone == [None]
+
+
 def abandoned_loop(loop: Loop) -> weakref.ref[Loop]:
     """Leave a loop with handles in its queues, to which others refer, too."""
     held: list[asyncio.Handle] = []

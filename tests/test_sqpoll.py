@@ -437,3 +437,26 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     with ours, theirs:
         ours.setblocking(False)
         yield ours, theirs
+
+
+@pytest.mark.parametrize("end", ["abort", "shutdown", "send"])
+def test_what_a_callback_wrote_is_sent_before_it_ends_the_connection(end: str) -> None:
+    with new_loop(True) as loop, pair() as (ours, theirs):
+
+        async def main() -> None:
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+            transport.write(b"good")
+            transport.write(b"bye")
+            if end == "abort":
+                transport.abort()
+            elif end == "shutdown":
+                transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+            else:
+                transport.get_extra_info("socket")._sock.send(b"!")
+            transport.close()
+            await asyncio.sleep(0)
+
+        loop.run_until_complete(main())
+        theirs.settimeout(LIMIT)
+        with theirs.makefile("rb") as file:
+            assert file.read() == (b"goodbye!" if end == "send" else b"goodbye")

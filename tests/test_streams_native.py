@@ -11,7 +11,7 @@ import pytest
 
 import kloop
 from kloop.streams import StreamReader, StreamReaderProtocol, StreamWriter
-from support import LOCALHOST, address_of, connected_sockets
+from support import LOCALHOST, StartChild, address_of, connected_sockets
 
 Loop = asyncio.AbstractEventLoop
 
@@ -244,3 +244,74 @@ def test_constructors_want_what_is_native(loop: Loop) -> None:
     with pytest.raises(TypeError):
         StreamWriter()  # type: ignore[call-arg]
     stock.close()
+
+
+async def test_the_limit_can_be_raised(loop: Loop) -> None:
+    reader = native_reader(loop, 10)
+    reader._limit = 100  # type: ignore[attr-defined]
+    reader.feed_data(b"x" * 50 + b"\n")
+    assert await reader.readline() == b"x" * 50 + b"\n"
+    with pytest.raises(ValueError, match="Limit cannot be <= 0"):
+        reader._limit = -1  # type: ignore[attr-defined]
+
+
+def test_limits_are_numbers_of_any_kind(loop: Loop) -> None:
+    assert StreamReader(1e3, loop)._limit == 1000  # type: ignore[arg-type, attr-defined]
+    for limit in (0, -1, -(2**70), -0.5):
+        with pytest.raises(ValueError, match="Limit cannot be <= 0"):
+            StreamReader(limit, loop)  # type: ignore[arg-type]
+
+
+async def test_a_read_that_was_dropped_blocks_no_other(loop: Loop) -> None:
+    reader = native_reader(loop)
+    first = reader.read(1)
+    first.send(None)
+    del first
+    loop.call_soon(reader.feed_data, b"ab")
+    assert await reader.read(2) == b"ab"
+
+
+async def test_who_waits_hears_of_data_though_the_transport_cannot_pause(loop: Loop) -> None:
+    class Unpausable(asyncio.Transport):
+        def pause_reading(self) -> None:
+            raise RuntimeError("no")
+
+    reader = native_reader(loop, 1)
+    reader.set_transport(Unpausable())
+    reading = loop.create_task(reader.read(100))
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="no"):
+        reader.feed_data(b"abcdef")
+    assert await reading == b"abcdef"
+
+
+def test_a_result_is_not_kept(start_child: StartChild) -> None:
+    script = """
+import sys, kloop
+
+async def main():
+    reader = kloop.streams.StreamReader(10, asyncio.get_running_loop())
+    counts = []
+    for _ in range(3):
+        reader.feed_data(b"x" * 10)
+        data = await reader.readexactly(10)
+        counts.append(sys.getrefcount(data))
+    print(*counts)
+
+asyncio.Runner(loop_factory=new_event_loop).run(main())
+"""
+    output, errors = start_child(script).communicate(timeout=20)
+    first, *others = output.split()
+    assert others == [first] * 2, errors
+
+
+async def test_a_caught_result_is_not_changed_by_the_next(loop: Loop) -> None:
+    reader = native_reader(loop)
+    reader.feed_data(b"abc")
+    caught = []
+    for _ in range(3):
+        with pytest.raises(StopIteration) as info:
+            reader.read(1).send(None)
+        caught.append(info.value)
+    assert [each.value for each in caught] == [b"a", b"b", b"c"]
+    assert len({id(each) for each in caught}) == 3

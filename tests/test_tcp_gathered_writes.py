@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from support import ErrorLog, Link, Recorder, linked
+from support import ErrorLog, Link, Recorder, StartChild, linked
 
 Loop = asyncio.AbstractEventLoop
 
@@ -131,3 +131,39 @@ async def test_a_lost_connection_is_noticed(loop: Loop) -> None:
         link.transport.get_write_buffer_size()
         assert link.transport.is_closing()
         assert isinstance(await link.protocol.lost, ConnectionError)
+
+
+FORK = """
+import os, socket, warnings
+
+async def main():
+    ours, peer = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+
+    def write_and_fork():
+        transport.write(b"a")
+        transport.write(b"b")
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            pid = os.fork()
+        if pid == 0:
+            raise SystemExit
+        os.waitpid(pid, 0)
+
+    loop.call_soon(write_and_fork)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    transport.close()
+    await asyncio.sleep(0)
+    with peer.makefile() as file:
+        print(file.read(), flush=True)
+
+asyncio.Runner(loop_factory=new_event_loop).run(main())
+"""
+
+
+@pytest.mark.parametrize("loop_name", ["kloop"])
+def test_a_forked_child_does_not_send_them_again(start_child: StartChild) -> None:
+    child = start_child(FORK)
+    output, errors = child.communicate(timeout=20)
+    assert output == "ab\n", errors

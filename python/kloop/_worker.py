@@ -78,7 +78,7 @@ class WorkerEnd(Protocol):
     def interpreter_id(self) -> int: ...
     @property
     def connections(self) -> int: ...
-    def begin_import(self) -> None: ...
+    def begin_import(self) -> bool: ...
     def end_import(self, one_by_one: bool, /) -> None: ...
     def serve(
         self,
@@ -113,7 +113,8 @@ def main(worker: WorkerEnd, job_text: str) -> None:
         _current = Core(worker.index, worker.cpu, worker.interpreter_id)
         sys.path[:] = job.sys_path
         sys.argv[:] = job.argv
-        worker.begin_import()
+        if not worker.begin_import():
+            return
         handler = load_handler(job)
         worker.end_import(extension_is_loaded())
         make_loop = functools.partial(WorkerLoop, sqpoll=Plan(*job.sqpoll))
@@ -146,9 +147,13 @@ def extension_is_loaded() -> bool:
     Such modules may break when two interpreters import them at the same time.
     """
     own = sys.stdlib_module_names | {"kloop"}
-    others = (module for name, module in sys.modules.items() if name.partition(".")[0] not in own)
-    files = (getattr(module, "__file__", None) or "" for module in others)
-    return any(file.endswith(tuple(EXTENSION_SUFFIXES)) for file in files)
+    for name, module in list(sys.modules.items()):
+        # Not getattr(): a module may import another to answer.
+        file = getattr(module, "__dict__", {}).get("__file__")
+        is_extension = isinstance(file, str) and file.endswith(tuple(EXTENSION_SUFFIXES))
+        if is_extension and str(name).partition(".")[0] not in own:
+            return True
+    return False
 
 
 def load_main(job: Job) -> types.ModuleType:

@@ -287,8 +287,8 @@ class ProcessWorker:
         for transport in list(self._transports):
             transport.abort()
 
-    def begin_import(self) -> None:
-        pass  # no process disturbs another's import
+    def begin_import(self) -> bool:
+        return True  # no process disturbs another's import
 
     def end_import(self, one_by_one: bool, /) -> None:
         pass

@@ -68,8 +68,8 @@ pub(super) trait Backend {
     /// of operations and cancellations.
     fn settle(&mut self, work: usize) -> io::Result<()>;
 
-    /// Whether there is nothing to start and nothing to take, as far as can be told without a system
-    /// call.
+    /// Whether there is nothing to start and nothing to take, as far as can be told without a
+    /// system call.
     fn is_quiet(&mut self) -> bool {
         false
     }

@@ -1,8 +1,8 @@
 //! Memory that the kernel receives into: a ring of buffers that several receive operations share.
 //!
 //! Each buffer is filled bit by bit (`IOU_PBUF_RING_INC`, io_uring_register(2)), so small messages
-//! do not use one up each. A [`Chunk`] is what one completion has brought. A buffer goes back to the
-//! kernel once it is full and its last chunk is dropped.
+//! do not use one up each. A [`Chunk`] is what one completion has brought. A buffer goes back to
+//! the kernel once it is full and its last chunk is dropped.
 
 use std::cell::Cell;
 use std::fmt;

@@ -280,8 +280,8 @@ impl<T> Driver<T> {
         Ok(true)
     }
 
-    /// Whether [`submit`](Self::submit) and [`next`](Self::next) would find nothing to do. Where that
-    /// takes a system call to find out, it is not.
+    /// Whether [`submit`](Self::submit) and [`next`](Self::next) would find nothing to do. Where
+    /// that takes a system call to find out, it is not.
     #[inline]
     pub fn is_quiet(&mut self) -> bool {
         self.process.is_current() && self.backend.is_quiet()
@@ -370,8 +370,8 @@ impl<T> Driver<T> {
         Some((&op.owner, op.kind.report(completion.result, completion.chunk)?))
     }
 
-    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it; one
-    /// with a poller, and an epoll instance, to the process.
+    /// Whether the calling thread may use the driver: a ring belongs to the thread that made it;
+    /// one with a poller, and an epoll instance, to the process.
     pub fn is_usable(&self) -> bool {
         self.backend.is_usable()
     }

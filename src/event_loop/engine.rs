@@ -14,8 +14,8 @@ const OPEN_RING: Signature<3> = Signature {
 };
 
 impl EventLoop {
-    /// Replaces the ring of a loop that was not used yet. `idle`: have a poller submit, which sleeps
-    /// after so many milliseconds without work; `cpu`: where it runs, by default on any; `receive`:
+    /// Replaces the ring of a loop that was not used yet. `idle`: have a poller submit, which
+    /// sleeps after so many milliseconds without work; `cpu`: where it runs, by default on any; `receive`:
     /// have stream transports receive through the ring, as they do with a poller. Without effect
     /// where the kernel cannot.
     ///

@@ -1,8 +1,8 @@
 //! The native base of `kloop.Loop`: what runs once per callback, timer or turn.
 //!
 //! `class Loop(SocketCalls, _kloop.Loop, asyncio.SelectorEventLoop)` inherits everything else from
-//! asyncio. The attributes that asyncio's classes keep in the instance and that native code reads in
-//! every turn (`_debug`, `_stopping`, ...) are attributes of the native base, which asyncio's own
+//! asyncio. The attributes that asyncio's classes keep in the instance and that native code reads
+//! in every turn (`_debug`, `_stopping`, ...) are attributes of the native base, which asyncio's own
 //! code then sets without knowing.
 
 #![deny(unsafe_code)]

@@ -114,7 +114,7 @@ impl EventLoop {
         if handle.heap_index.get().is_some() {
             let removed = self.timers.borrow_mut().remove(handle);
             drop(removed);
-            Handle::leave_queue(handle);
+            handle.track(); // whoever cancels it refers to it
         }
     }
 

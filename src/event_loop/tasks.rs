@@ -54,6 +54,7 @@ impl EventLoop {
             args.positional.iter().chain(args.values).chain([this.obj()]).collect();
         task.call_with_names(&values, &Obj::tuple(args.gil, &names)?)
     }
+
     fn create_task_by_asyncio(this: &Ref<EventLoop>, args: &Args) -> Result<Obj> {
         let all: Vec<&Obj> =
             std::iter::once(this.obj()).chain(args.positional).chain(args.values).collect();

@@ -132,7 +132,7 @@ impl EventLoop {
         this.begin_callback();
         let told = owner.call(signal);
         let ended = Self::end_callback(this);
-        match told.and(ended) {
+        match both(told, ended) {
             Err(error) if !error.is_exit() => {
                 let method = &this.state.names._io_failed;
                 this.obj().call_method(method, [owner.receiver(), error.object()]).map(drop)
@@ -190,7 +190,7 @@ impl EventLoop {
         } else {
             Handle::run_queued(handle)
         };
-        result.and(Self::end_callback(this))
+        both(result, Self::end_callback(this))
     }
 
     #[inline]
@@ -208,7 +208,7 @@ impl EventLoop {
     fn run_at_end(this: &Ref<EventLoop>) -> Result<()> {
         let mut result = Ok(());
         for todo in this.at_end.take() {
-            result = result.and(todo.call(()));
+            result = both(result, todo.call(()));
         }
         result
     }
@@ -237,5 +237,14 @@ impl EventLoop {
         }
         let method = &this.state.names._callback_failed;
         this.obj().call_method(method, [handle.obj(), error.object()]).map(drop)
+    }
+}
+
+/// The first error, unless the second must leave the loop.
+#[inline]
+fn both(first: Result<()>, second: Result<()>) -> Result<()> {
+    match second {
+        Err(error) if error.is_exit() => Err(error),
+        second => first.and(second),
     }
 }

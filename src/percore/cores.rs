@@ -190,6 +190,7 @@ impl Cores {
             *phase = Phase::Draining(Instant::now());
             stopped = Self::with_acceptor(this, Acceptor::stop);
             stopped = stopped.and(this.on_stop.call([]).map(drop));
+            this.team.imports.stop();
             this.team.broadcast(|| Message::Drain);
         }
         if matches!(phase, Phase::Draining(_)) && this.stops.get() >= 2 {

@@ -15,6 +15,8 @@ enum Turn {
     Together,
     /// Of the core named, if any.
     OneByOne(Option<usize>),
+    /// Nobody imports any more.
+    Stopped,
 }
 
 pub struct ImportOrder {
@@ -27,11 +29,11 @@ impl ImportOrder {
         ImportOrder { turn: Mutex::new(Turn::First), changed: Condvar::new() }
     }
 
-    /// Blocks until `core` may import.
-    pub fn begin(&self, core: usize) {
+    /// Blocks until `core` may import. Returns false where it must not any more.
+    pub fn begin(&self, core: usize) -> bool {
         let not_yet = |turn: &mut Turn| match *turn {
             Turn::First => core != 0,
-            Turn::Together => false,
+            Turn::Together | Turn::Stopped => false,
             Turn::OneByOne(whose) => whose.is_some(),
         };
         let turn = self.lock();
@@ -40,6 +42,13 @@ impl ImportOrder {
         if let Turn::OneByOne(whose) = &mut *turn {
             *whose = Some(core);
         }
+        *turn != Turn::Stopped
+    }
+
+    /// The workers are to end: those that have not begun need not.
+    pub fn stop(&self) {
+        *self.lock() = Turn::Stopped;
+        self.changed.notify_all();
     }
 
     /// `core` has imported; if it is the first, `one_by_one` says how the others follow.
@@ -74,7 +83,7 @@ mod tests {
             for core in (0..cores).rev() {
                 let (order, importing, most, first) = (&order, &importing, &most, &first);
                 scope.spawn(move || {
-                    order.begin(core);
+                    assert!(order.begin(core));
                     first.lock().unwrap().get_or_insert(core);
                     most.fetch_max(importing.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     // Those that may import together wait for each other, which shows that they do.
@@ -104,17 +113,30 @@ mod tests {
     fn a_first_core_that_ends_without_an_import_holds_nobody_up() {
         let order = ImportOrder::new();
         order.end(0, false);
-        order.begin(1);
+        assert!(order.begin(1));
         order.end(1, false);
     }
 
     #[test]
     fn a_core_that_ends_gives_back_only_its_own_turn() {
         let order = ImportOrder::new();
-        order.begin(0);
+        assert!(order.begin(0));
         order.end(0, true);
-        order.begin(2);
+        assert!(order.begin(2));
         order.end(1, false);
         assert_eq!(*order.lock(), Turn::OneByOne(Some(2)));
+    }
+
+    #[test]
+    fn those_that_wait_give_up_when_the_workers_are_to_end() {
+        let order = ImportOrder::new();
+        assert!(order.begin(0));
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| order.begin(1));
+            order.stop();
+            assert!(!waiting.join().unwrap());
+        });
+        order.end(0, true);
+        assert!(!order.begin(2));
     }
 }

@@ -25,13 +25,14 @@ pub fn start(team: &Arc<Team>, index: usize, job: &Arc<str>) -> io::Result<JoinH
         let result = catch_unwind(AssertUnwindSafe(run))
             .unwrap_or_else(|_| Err("the worker panicked".to_owned()));
         team.core(index).set_waker(None);
-        // One that has failed may not have had its turn, or not given it back.
-        team.imports.end(index, false);
         if let Err(message) = result {
             let (module, name) = ("builtins".to_owned(), "RuntimeError".to_owned());
             let failure = Failure { core: index, module, name, message, ..Failure::default() };
+            team.imports.stop();
             team.report(index, Report::Failed(failure));
         }
+        // One that was interrupted may not have given its turn back.
+        team.imports.end(index, false);
         team.report(index, Report::Ended);
     })
 }
@@ -93,11 +94,10 @@ const FAILED: Signature<4> = Signature {
 };
 
 impl Worker {
-    /// Waits until this worker may import its handler.
-    fn begin_import(this: &Ref<Self>) -> Result<()> {
+    /// Waits until this worker may import its handler. False where it is to end instead.
+    fn begin_import(this: &Ref<Self>) -> Result<bool> {
         let (team, index) = (Arc::clone(&this.team), this.index);
-        detach(this.gil(), move || team.imports.begin(index));
-        Ok(())
+        Ok(detach(this.gil(), move || team.imports.begin(index)))
     }
 
     /// The handler is imported. `one_by_one`: the other workers should not import theirs at the
@@ -215,6 +215,7 @@ impl Worker {
             message: text(message),
             traceback: text(traceback),
         };
+        this.team.imports.stop();
         this.team.report(this.index, Report::Failed(failure));
         Ok(())
     }

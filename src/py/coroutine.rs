@@ -32,8 +32,7 @@ impl SpareStop {
     /// Forgets the result that it carried last.
     pub fn clear(&self) {
         let Some(stop) = self.0.take() else { return };
-        // SAFETY: a live object, whose count only its own thread changes.
-        if unsafe { ffi::Py_REFCNT(stop.as_ptr()) } == 1 {
+        if is_as_new(&stop) {
             drop(exchange_value(&stop, std::ptr::null_mut()));
             self.0.set(Some(stop));
         }
@@ -41,15 +40,27 @@ impl SpareStop {
 
     fn with(&self, result: Obj) -> Result<Exc> {
         let stop = match self.0.take() {
-            // SAFETY: as in `clear`; nobody else can see the exception.
-            Some(stop) if unsafe { ffi::Py_REFCNT(stop.as_ptr()) } == 1 => {
-                drop(exchange_value(&stop, result.into_ptr()));
-                stop
-            }
-            _ => Exc::stop_iteration(&result).into_object(),
+            Some(stop) if is_as_new(&stop) => stop,
+            // Made without arguments, which would stay.
+            _ => Exc::empty_stop_iteration(result.gil())?,
         };
+        drop(exchange_value(&stop, result.into_ptr()));
         self.0.set(Some(stop.clone()));
         Exc::raise(stop)
+    }
+}
+
+/// Whether nobody else refers to a StopIteration, and nothing was noted in it, as is when it was
+/// caught.
+fn is_as_new(stop: &Obj) -> bool {
+    // SAFETY: `SpareStop` holds StopIteration objects only, whose count only their own thread
+    // changes.
+    unsafe {
+        let fields = stop.as_ptr().cast::<ffi::PyStopIterationObject>();
+        ffi::Py_REFCNT(stop.as_ptr()) == 1
+            && (*fields).traceback.is_null()
+            && (*fields).context.is_null()
+            && (*fields).dict.is_null()
     }
 }
 

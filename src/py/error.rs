@@ -96,6 +96,12 @@ impl Exc {
         }
     }
 
+    /// A `StopIteration` without a value.
+    pub fn empty_stop_iteration(_: Gil) -> Result<Obj> {
+        // SAFETY: attached (token); a static exception class.
+        unsafe { Obj::borrowed(ffi::PyExc_StopIteration) }.call([])
+    }
+
     /// The end of an asynchronous iteration.
     pub fn stop_async_iteration(_: Gil) -> Self {
         // SAFETY: attached (token); a static exception class.
@@ -157,10 +163,6 @@ impl Exc {
 
     pub fn object(&self) -> &Obj {
         &self.0
-    }
-
-    pub fn into_object(self) -> Obj {
-        self.0
     }
 
     fn is_a(&self, class: *mut ffi::PyObject) -> bool {

@@ -37,10 +37,3 @@ impl<T: Native> Weak<T> {
         visit.obj(&self.0);
     }
 }
-
-impl<T: Native> Clone for Weak<T> {
-    #[inline]
-    fn clone(&self) -> Self {
-        Weak(self.0.clone(), PhantomData)
-    }
-}

@@ -329,6 +329,11 @@ impl StreamProtocol {
         Ok(this.over_ssl.get())
     }
 
+    fn set_over_ssl(this: &Ref<Self>, value: &Obj) -> Result<()> {
+        this.over_ssl.set(value.truth()?);
+        Ok(())
+    }
+
     fn get_writing_paused(this: &Ref<Self>) -> Result<bool> {
         Ok(this.writing_paused.get())
     }
@@ -353,10 +358,22 @@ impl Native for StreamProtocol {
     const CONSTRUCT: Option<Construct<Self>> = Some(StreamProtocol::construct);
     const FINALIZE: Option<fn(&Ref<Self>)> = Some(StreamProtocol::finalize);
     const METHODS: &'static [Method<Self>] = &[
-        Method::one(c"connection_made", StreamProtocol::connection_made),
-        Method::one(c"data_received", StreamProtocol::data_received),
+        Method::named(
+            c"connection_made",
+            || Signature::one("connection_made", "transport"),
+            StreamProtocol::connection_made,
+        ),
+        Method::named(
+            c"data_received",
+            || Signature::one("data_received", "data"),
+            StreamProtocol::data_received,
+        ),
         Method::noargs(c"eof_received", StreamProtocol::eof_received),
-        Method::one(c"connection_lost", StreamProtocol::connection_lost),
+        Method::named(
+            c"connection_lost",
+            || Signature::one("connection_lost", "exc"),
+            StreamProtocol::connection_lost,
+        ),
         Method::noargs(c"pause_writing", StreamProtocol::pause_writing),
         Method::noargs(c"resume_writing", StreamProtocol::resume_writing),
         Method::noargs(c"_drain_helper", StreamProtocol::drain_helper),
@@ -371,7 +388,7 @@ impl Native for StreamProtocol {
         GetSet::get(c"_transport", StreamProtocol::get_transport),
         GetSet::get(c"_task", StreamProtocol::get_task),
         GetSet::get(c"_client_connected_cb", StreamProtocol::get_connected),
-        GetSet::get(c"_over_ssl", StreamProtocol::get_over_ssl),
+        GetSet::writable(c"_over_ssl", StreamProtocol::get_over_ssl, StreamProtocol::set_over_ssl),
         GetSet::get(c"_closed", StreamProtocol::get_closed),
         GetSet::get(c"_paused", StreamProtocol::get_writing_paused),
         GetSet::get(c"_connection_lost", StreamProtocol::get_lost),

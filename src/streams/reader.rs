@@ -17,7 +17,7 @@ use crate::state::State;
 pub struct StreamReader {
     pub home: Ref<EventLoop>,
     /// In bytes: of a line, and half that of the buffer.
-    pub limit: usize,
+    limit: Cell<usize>,
     buffer: RefCell<Buffer>,
     pub eof: Cell<bool>,
     /// The operation that waits for more.
@@ -43,17 +43,10 @@ impl StreamReader {
     fn construct(class: &Type<Self>, args: &Args) -> Result<Ref<Self>> {
         let state = state_of_type::<State, _>(class)?;
         let [limit, given] = args.bind(&CONSTRUCTOR)?;
-        let limit = match limit {
-            Some(limit) => count(limit)?,
-            None => LIMIT as i64,
-        };
-        let limit = match usize::try_from(limit) {
-            Ok(limit) if limit > 0 => limit,
-            _ => return Err(Exc::value_error(args.gil, "Limit cannot be <= 0")),
-        };
+        let limit = limit.map_or(Ok(LIMIT), to_limit)?;
         let home = home(args.gil, &state, given)?;
         let this = class.alloc(StreamReader {
-            limit,
+            limit: Cell::new(limit),
             buffer: RefCell::default(),
             eof: Cell::new(false),
             waiter: RefCell::default(),
@@ -115,8 +108,9 @@ impl StreamReader {
         if waits && !Self::waiter_is_ready(this) {
             return Ok(());
         }
-        Self::maybe_pause(this)?;
-        if waits { Self::wake_waiter(this, None) } else { Ok(()) }
+        // Who waits must hear of it even where the transport cannot be paused.
+        let woken = if waits { Self::wake_waiter(this, None) } else { Ok(()) };
+        woken.and(Self::maybe_pause(this))
     }
 
     fn waiter_is_ready(this: &Ref<Self>) -> bool {
@@ -140,7 +134,7 @@ impl StreamReader {
     }
 
     fn maybe_pause(this: &Ref<Self>) -> Result<()> {
-        if this.paused.get() || this.len() <= this.limit.saturating_mul(2) {
+        if this.paused.get() || this.len() <= this.limit().saturating_mul(2) {
             return Ok(());
         }
         let Some(transport) = this.transport.get() else { return Ok(()) };
@@ -155,7 +149,7 @@ impl StreamReader {
 
     #[inline]
     pub fn maybe_resume(this: &Ref<Self>) -> Result<()> {
-        if this.paused.get() && this.len() <= this.limit { Self::resume(this) } else { Ok(()) }
+        if this.paused.get() && this.len() <= this.limit() { Self::resume(this) } else { Ok(()) }
     }
 
     fn resume(this: &Ref<Self>) -> Result<()> {
@@ -168,7 +162,8 @@ impl StreamReader {
 
     /// Has an operation wait for more than there is.
     pub fn await_data(this: &Ref<Self>, operation: &Ref<Operation>, name: &str) -> Result<()> {
-        if this.waiter.borrow().is_some() {
+        // One that nobody refers to any more was dropped while it waited.
+        if this.waiter.borrow().as_ref().is_some_and(|waiter| !waiter.is_sole()) {
             return Err(Exc::runtime_error(
                 this.gil(),
                 format!(
@@ -248,8 +243,19 @@ impl StreamReader {
         Ok(this.home.obj().clone())
     }
 
+    #[inline]
+    pub fn limit(&self) -> usize {
+        self.limit.get()
+    }
+
     fn get_limit(this: &Ref<Self>) -> Result<usize> {
-        Ok(this.limit)
+        Ok(this.limit())
+    }
+
+    /// Programs set it, to read longer lines.
+    fn set_limit(this: &Ref<Self>, limit: &Obj) -> Result<()> {
+        this.limit.set(to_limit(limit)?);
+        Ok(())
     }
 
     /// asyncio's start_tls() takes what has come too early out of it.
@@ -287,10 +293,24 @@ impl StreamReader {
     }
 }
 
-/// A number of bytes; what is too large to be one is as good as the largest.
+/// A limit in bytes: a number of any kind. `ValueError` unless it is positive.
+fn to_limit(value: &Obj) -> Result<usize> {
+    let limit = match count(value) {
+        Err(_) => value.to_f64()?.min(i64::MAX as f64) as i64,
+        limit => limit?,
+    };
+    match usize::try_from(limit) {
+        Ok(limit) if limit > 0 => Ok(limit),
+        _ => Err(Exc::value_error(value.gil(), "Limit cannot be <= 0")),
+    }
+}
+
+/// A number of bytes; what is too large to be one is as good as the largest, or the smallest.
 fn count(value: &Obj) -> Result<i64> {
     match value.to_i64() {
-        Err(error) if error.is_overflow() => Ok(i64::MAX),
+        Err(error) if error.is_overflow() => {
+            Ok(if value.to_f64().is_ok_and(|count| count < 0.0) { i64::MIN } else { i64::MAX })
+        }
         count => count,
     }
 }
@@ -331,7 +351,7 @@ impl Native for StreamReader {
     ];
     const GETSETS: &'static [GetSet<Self>] = &[
         GetSet::get(c"_loop", StreamReader::get_loop),
-        GetSet::get(c"_limit", StreamReader::get_limit),
+        GetSet::writable(c"_limit", StreamReader::get_limit, StreamReader::set_limit),
         GetSet::get(c"_buffer", StreamReader::get_buffer),
         GetSet::get(c"_eof", StreamReader::get_eof),
         GetSet::get(c"_waiter", StreamReader::get_waiter),

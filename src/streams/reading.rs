@@ -112,7 +112,7 @@ impl Read {
     /// Whether there is something to be said, after data has come, about what is read.
     pub fn is_ready(&self, reader: &StreamReader) -> bool {
         let buffer = reader.buffer();
-        let limit = reader.limit;
+        let limit = reader.limit();
         match self {
             Read::Some(count) => *count >= 0,
             Read::Exactly(count) => buffer.len() as i64 >= *count,
@@ -153,10 +153,10 @@ impl Read {
                 let separators = separators(separator)?;
                 let found = {
                     let buffer = reader.buffer();
-                    search.run(buffer.as_slice(), &separators, reader.limit)
+                    search.run(buffer.as_slice(), &separators, reader.limit())
                 };
                 match found {
-                    Found::At(start, end) if start <= reader.limit => {
+                    Found::At(start, end) if start <= reader.limit() => {
                         StreamReader::take(reader, end).map(Some)
                     }
                     Found::At(start, _) => Err(overrun(reader, LONGER, start)),
@@ -176,10 +176,10 @@ const NOT_FOUND: &str = "Separator is not found, and chunk exceed the limit";
 fn line(reader: &Ref<StreamReader>, search: &Search) -> Result<Option<Obj>> {
     let found = {
         let buffer = reader.buffer();
-        search.run(buffer.as_slice(), &NEWLINE, reader.limit)
+        search.run(buffer.as_slice(), &NEWLINE, reader.limit())
     };
     let (message, dropped) = match found {
-        Found::At(start, end) if start <= reader.limit => {
+        Found::At(start, end) if start <= reader.limit() => {
             return StreamReader::take(reader, end).map(Some);
         }
         Found::At(_, end) => (LONGER, end),

@@ -156,6 +156,7 @@ pub(super) trait SocketTransport: Transport {
     /// The Python socket of an open connection. One that is made here takes the file descriptor
     /// over, and closing it is then how the descriptor is closed.
     fn get_socket(this: &Ref<Self>) -> Result<Option<Obj>> {
+        Self::send_held(this)?;
         if !this.is_released() && !this.file.is_some() {
             this.file.set(Some(python_socket(&this.home, this.fd.get())?));
         }

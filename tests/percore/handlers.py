@@ -253,6 +253,7 @@ async def sqpoll() -> list[Any]:
     return [list(loop.sqpoll), found]
 
 
+@function
 async def debug() -> bool:
     return asyncio.get_running_loop().get_debug()
 

@@ -1,13 +1,17 @@
 """Inside the workers of serve_per_core: asyncio works as it does elsewhere."""
 
+import importlib.machinery
 import socket
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from server_process import Client, Serve, Server
 
+from kloop._worker import extension_is_loaded
 from support import server_context
 
 
@@ -105,3 +109,22 @@ def test_serving_from_a_worker_is_refused(client: Client) -> None:
 def test_debug_mode(serve: Serve, flag: bool) -> None:
     with Client(serve("'handlers:calls'", f"debug={flag}").connect()) as client:
         assert client.call("debug") is flag
+
+
+def test_modules_without_a_dictionary_or_a_name_do_not_disturb_the_imports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Lazy:
+        def __getattr__(self, name: str) -> str:
+            sys.modules[f"made by {name}"] = types.ModuleType("made")
+            raise ImportError(name)
+
+    class Bare:
+        __slots__ = ()
+
+    monkeypatch.setattr(sys, "modules", {"lazy": Lazy(), "bare": Bare(), 5: Lazy(), "none": None})
+    assert not extension_is_loaded()
+    extension = types.ModuleType("extension")
+    extension.__file__ = f"/somewhere/extension{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    sys.modules["extension"] = extension
+    assert extension_is_loaded()

@@ -146,8 +146,8 @@ fn finish(driver: &mut Driver<u32>) -> Vec<Event<u32>> {
     events
 }
 
-/// Waits until what is queued is started and what is due is reported, which a poller does in its own
-/// time: the first round shows that it has come so far, the second that it has gone on.
+/// Waits until what is queued is started and what is due is reported, which a poller does in its
+/// own time: the first round shows that it has come so far, the second that it has gone on.
 fn start_queued(driver: &mut Driver<u32>) {
     driver.submit().unwrap();
     driver.backend.settle(1).unwrap();

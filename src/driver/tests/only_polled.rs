@@ -69,8 +69,8 @@ fn a_cpu_that_there_is_not_is_named_as_the_cause() {
     assert!(error.to_string().contains("CPU that the poller"), "{error}");
 }
 
-/// With io_uring_enter denied, any use of it would show. The poller, which idles for a minute, starts
-/// what is queued and reports what comes of it.
+/// With io_uring_enter denied, any use of it would show. The poller, which idles for a minute,
+/// starts what is queued and reports what comes of it.
 #[test]
 fn a_busy_poller_needs_no_system_call() {
     in_own_process(module_path!(), "a_busy_poller_needs_no_system_call", || {

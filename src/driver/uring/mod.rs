@@ -101,8 +101,8 @@ impl Uring {
         self.membership.is_some()
     }
 
-    /// Nobody else starts what is queued, and what runs next may take its time. Where more is queued
-    /// the poller is awake, or has been told. A failure is no reason to take back what is queued:
+    /// Nobody else starts what is queued, and what runs next may take its time. Where more is
+    /// queued the poller is awake, or has been told. A failure is no reason to take back what is queued:
     /// the next submit() or wait() tries again.
     fn wake_poller(&mut self) {
         let queue = self.ring.submission();

@@ -139,7 +139,7 @@ impl StreamTransport {
         }
     }
 
-    /// Where the protocol wants what comes next. None if it does not say, which ends the connection.
+    /// Where the protocol wants what comes next. None if it does not say: the connection ends.
     pub(super) fn room(this: &Ref<Self>, protocol: &Obj) -> Result<Option<WritableBuffer>> {
         match Self::protocol_buffer(this, protocol) {
             Ok(buffer) => Ok(Some(buffer)),

@@ -64,8 +64,8 @@ impl StreamTransport {
         let mut given = false;
         while !this.kept.borrow().is_empty() && Self::may_read(this, KEPT) {
             let Some(bytes) = this.kept.borrow_mut().pop_front() else { break };
-            // A send in flight on a connection that is gone is about to end, perhaps with the errno of
-            // the reset, which this end then lacks.
+            // A send in flight on a connection that is gone is about to end, perhaps with the errno
+            // of the reset, which this end then lacks.
             let sending = || this.write_op.get().is_some() && is_hung_up(this.fd.get());
             if !bytes.is_empty() {
                 given = true;

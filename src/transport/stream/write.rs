@@ -103,23 +103,41 @@ impl StreamTransport {
         Ok(())
     }
 
-    /// Sends what was held back.
+    /// Sends what waits for the end of the callback.
     pub(super) fn send_held(this: &Ref<Self>) -> Result<()> {
-        if this.held_bytes.get() == 0 {
-            return Ok(());
+        if this.held_bytes.get() > 0 {
+            this.gathers.set(this.writes.get() > 1);
+            return Self::send_parts(this, &[]);
         }
-        this.gathers.set(this.writes.get() > 1);
-        Self::send_parts(this, &[])
+        if this.send_due.replace(false) { Self::send_due(this) } else { Ok(()) }
     }
 
     /// Sends what was held back and the parts, with one system call where the socket takes them.
     fn send_parts(this: &Ref<Self>, parts: &[&[u8]]) -> Result<()> {
-        let held = this.held.take();
+        let mut held = this.held.take();
         this.held_bytes.set(0);
-        if this.is_released() {
+        if this.home.is_inherited() {
+            held.clear(); // the parent sends it
+        }
+        if this.is_released() || held.is_empty() && parts.is_empty() {
             return Ok(());
         }
         let all = || held.iter().filter_map(Obj::bytes).chain(parts.iter().copied());
+        match ignore_would_block(socket::send_vectored(this.fd.get(), all())) {
+            Ok(taken) => Self::queue_rest(this, all(), taken),
+            Err(error) => Self::write_failed(this, error),
+        }
+    }
+
+    /// Sends what was to go to the ring, past it: nothing is on its way there. A protocol that is
+    /// paused waits to hear from the ring.
+    fn send_due(this: &Ref<Self>) -> Result<()> {
+        if this.write_op.get().is_some() || this.protocol_paused.get() || this.home.is_inherited() {
+            return Self::send_queued(this);
+        }
+        let pieces = this.backlog.take();
+        this.unsent.set(0);
+        let all = || pieces.iter().map(Vec::as_slice);
         match ignore_would_block(socket::send_vectored(this.fd.get(), all())) {
             Ok(taken) => Self::queue_rest(this, all(), taken),
             Err(error) => Self::write_failed(this, error),
@@ -207,8 +225,7 @@ impl StreamTransport {
     fn after_callback(this: &Ref<Self>, (): ()) -> Result<()> {
         // It is the current one still where a callback runs the loop.
         let _entered = enter_context(&this.context).ok();
-        Self::send_held(this)?;
-        if this.send_due.replace(false) { Self::send_queued(this) } else { Ok(()) }
+        if this.send_due.replace(false) { Self::send_queued(this) } else { Self::send_held(this) }
     }
 
     /// Starts the next send unless one is in flight.
