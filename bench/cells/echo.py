@@ -13,8 +13,6 @@ from echoing import NATIVE
 from loading import Case
 from section import Goal, Panel, Plot, Section, Series
 
-import kloop
-
 if TYPE_CHECKING:
     from harness import Server
     from run import Run
@@ -51,7 +49,7 @@ def _servers(run: Run, kind: str) -> list[Server]:
     servers += [
         echoing.loop_server(run, contender, f"echo_{kind}.py") for contender in run.contenders
     ]
-    if kind == "streams" and hasattr(kloop, "start_server"):
+    if kind == "streams":
         native = Contender(NATIVE, KLOOP)
         servers.append(echoing.loop_server(run, native, "echo_streams.py", "--native"))
     return servers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import comparing
@@ -12,8 +11,6 @@ from figures import Spread
 from harness import Server
 from loading import Case
 from section import Section, Table
-
-import kloop
 
 if TYPE_CHECKING:
     from run import Run
@@ -32,8 +29,6 @@ SIZE = 64
 
 def measure(run: Run) -> dict[str, Any]:
     """Let a client that sleeps echo with either server."""
-    if "sqpoll" not in inspect.signature(kloop.new_event_loop).parameters:
-        return {"missing": "This kloop has none."}
 
     def servers() -> list[Server]:
         return [
@@ -56,8 +51,6 @@ def measure(run: Run) -> dict[str, Any]:
 
 def render(data: dict[str, Any]) -> Section:
     """Make a table."""
-    if "missing" in data:
-        return Section(tables=[], notes=[data["missing"]])
     head = [
         "connections",
         "SQPOLL",

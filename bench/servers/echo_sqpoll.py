@@ -19,9 +19,9 @@ import kloop
 def serve(mode: str, cpu: int) -> None:
     """Serve until the process is ended."""
     os.sched_setaffinity(0, {cpu})
-    loop = kloop.new_event_loop(sqpoll=mode == "on")  # type: ignore[call-arg]
+    loop = kloop.new_event_loop(sqpoll=mode == "on")
     server = loop.run_until_complete(loop.create_server(Echo, serving.HOST, 0))
-    print(f"SQPOLL {loop.sqpoll.reason}", flush=True)  # type: ignore[attr-defined]
+    print(f"SQPOLL {loop.sqpoll.reason}", flush=True)
     serving.announce(f"{serving.HOST}:{server.sockets[0].getsockname()[1]}")
     loop.run_forever()
 
